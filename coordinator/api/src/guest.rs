@@ -1,0 +1,127 @@
+//! Node agent ↔ the runtime (`libnode.so`) inside the guest process it started.
+//!
+//! The agent starts `linux` with one end of a stream socket, whose descriptor number is in the
+//! environment variable [`GUEST_FD_ENV`]. Order of a start:
+//!
+//! 1. agent sends [`ToGuest::Setup`]; the runtime maps memory, binds its UDP socket and answers
+//!    [`FromGuest::Bound`];
+//! 2. the coordinator collects all nodes' addresses and has every agent send [`ToGuest::Peers`]; the
+//!    runtimes connect to each other, each answers [`FromGuest::Connected`];
+//! 3. when all are connected, every agent sends [`ToGuest::Start`]: the first node boots the kernel,
+//!    the others wait to be given virtual CPUs. [`FromGuest::CpuOnline`] comes once per virtual CPU.
+//!
+//! The conversation ends with [`ToGuest::Terminate`], with the end of the stream (the agent died: the
+//! runtime exits at once), or with [`FromGuest::Halted`], [`FromGuest::Panicked`] or
+//! [`FromGuest::Failed`], after which the guest process has nothing more to do and is ended by its agent.
+
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+
+/// Names the descriptor of the agent's socket in the guest process's environment. Without it the
+/// kernel runs as plain single-process UML.
+pub const GUEST_FD_ENV: &str = "SPAN_GUEST_FD";
+
+/// One node of the guest, in the order of `--nodes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    pub name: String,
+    /// Virtual CPUs that run on this node; node 0 has CPU 0, and numbers go up node by node.
+    pub cpus: Vec<u16>,
+    /// Guest memory whose home is this node, in bytes: a multiple of the page size.
+    pub memory_bytes: u64,
+}
+
+/// Which host mechanism protects guest pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Paging {
+    /// userfaultfd where the host offers what is needed, else mprotect.
+    Auto,
+    Mprotect,
+    Uffd,
+}
+
+/// Everything a runtime must know before it can meet its peers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Setup {
+    /// This node's index in `nodes`.
+    pub node: u16,
+    pub nodes: Vec<NodeSpec>,
+    pub paging: Paging,
+    /// Address to bind the QUIC socket to; the port is the kernel's choice.
+    pub bind: IpAddr,
+    /// DER: the guest's own certificate authority, and this node's certificate and PKCS#8 key. A
+    /// node's certificate carries the name `node-<index>`.
+    pub authority: Vec<u8>,
+    pub certificate: Vec<u8>,
+    pub key: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToGuest {
+    Setup(Box<Setup>),
+    /// Where every node's runtime listens, in the order of `Setup::nodes`.
+    Peers(Vec<SocketAddr>),
+    Start,
+    /// Answered by [`FromGuest::Stats`].
+    Stats,
+    Terminate,
+}
+
+/// Counters of one node since its start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Faults that needed another node, by what was asked for.
+    pub faults_read: u64,
+    pub faults_write: u64,
+    pub faults_upgrade: u64,
+    /// Faults that this node could satisfy by itself.
+    pub faults_local: u64,
+    pub pages_in: u64,
+    pub pages_out: u64,
+    pub invalidations: u64,
+    /// Faults of user processes on frames that were not here.
+    pub stub_faults: u64,
+    pub stub_kicks: u64,
+    pub ipis_sent: u64,
+    pub ipis_received: u64,
+    /// Host calls executed here for another node, and sent elsewhere.
+    pub host_calls_served: u64,
+    pub host_calls_forwarded: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// Guest pages that hold valid data on this node.
+    pub resident_pages: u64,
+    /// Total time vCPU threads waited in faults, in nanoseconds.
+    pub fault_wait_ns: u64,
+}
+
+/// How the guest's kernel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HaltKind {
+    PowerOff,
+    Halt,
+    Restart,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum FromGuest {
+    Bound {
+        port: u16,
+    },
+    Connected,
+    CpuOnline {
+        cpu: u16,
+        tid: i32,
+    },
+    Stats(Box<Stats>),
+    Halted(HaltKind),
+    /// The guest kernel panicked on this node; the text of the panic.
+    Panicked(String),
+    /// The connection to this peer is gone.
+    PeerLost {
+        node: u16,
+        reason: String,
+    },
+    /// The runtime cannot go on; one line for the user.
+    Failed(String),
+}

@@ -1,0 +1,28 @@
+//! The messages that Span's processes exchange, and nothing else.
+//!
+//! Three conversations, one module each:
+//!
+//! * [`link`]: coordinator ↔ node agent, over an inherited socket (local node) or QUIC (`node serve`);
+//! * [`guest`]: node agent ↔ `libnode.so` inside the guest process, over an inherited socket;
+//! * [`session`]: coordinator ↔ the guest's first process, a byte stream that the agent of the first
+//!   node relays untouched into the guest's `/dev/span`.
+//!
+//! All of them are length-prefixed frames ([`codec`]): a `u32` length in little endian, then a bincode
+//! body. A frame longer than [`codec::FRAME_BYTES_MAX`] or one that does not decode is an error of the
+//! peer, never a panic here.
+
+#[cfg(feature = "auth")]
+pub mod auth;
+pub mod codec;
+pub mod guest;
+pub mod link;
+pub mod session;
+
+/// Bumped whenever a message changes: peers that disagree refuse each other at the handshake.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Most virtual CPUs of one guest (`CONFIG_NR_CPUS` of the kernel).
+pub const CPUS_MAX: usize = 64;
+
+/// Most nodes of one guest: a node has at least one CPU.
+pub const NODES_MAX: usize = CPUS_MAX;

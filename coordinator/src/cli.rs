@@ -1,0 +1,135 @@
+//! The command line. What the values mean, and whether they can be used, is decided in [`crate::plan`].
+
+use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "coordinator",
+    version,
+    about = "Runs one Linux kernel over several node processes",
+    after_help = "Exit codes: the guest command's own (128+n when a signal ended it); 2 usage, \
+                  125 the coordinator failed, 70 a node was lost, 134 the guest panicked."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a guest, run a command or a shell in it, and take it down
+    Up(UpOptions),
+    /// Show a guest's nodes, CPUs and counters
+    Status {
+        #[command(flatten)]
+        target: Target,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the guests of this user on this machine
+    List {
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a guest's kernel log
+    Logs {
+        #[command(flatten)]
+        target: Target,
+        /// Go on until the guest ends
+        #[arg(short, long)]
+        follow: bool,
+        /// Print one JSON object per line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Attach to the guest's shared shell; Ctrl-] detaches
+    Console {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Run a command in a guest
+    Exec {
+        #[command(flatten)]
+        target: Target,
+        /// Give the command a terminal
+        #[arg(short, long)]
+        tty: bool,
+        /// Command and arguments
+        #[arg(last = true, required = true, value_name = "CMD")]
+        argv: Vec<OsString>,
+    },
+    /// Take a guest down
+    Down {
+        #[command(flatten)]
+        target: Target,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a completion script
+    Completions { shell: Shell },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Target {
+    /// Guest; may be left out when exactly one runs
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct UpOptions {
+    /// Nodes: a name is a process here, NAME=HOST:PORT a `node serve` daemon there
+    #[arg(long, value_name = "NAME[=HOST:PORT],…")]
+    pub(crate) nodes: String,
+    /// Virtual CPUs, for every node (2) or by name (a=2,b=1)
+    #[arg(long, value_name = "N|NAME=N,…")]
+    pub(crate) cpus: Option<String>,
+    /// Memory, for every node (512M) or by name (a=1G,b=256M); the guest has the sum
+    #[arg(long, value_name = "SIZE|NAME=SIZE,…")]
+    pub(crate) mem: Option<String>,
+    /// Root file system: host (this machine's, changes are thrown away), a directory, an image, none
+    #[arg(long, value_name = "host|DIR|IMAGE|none", default_value = "host")]
+    pub(crate) root: OsString,
+    /// File that becomes a disk of the guest
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ubd: Option<PathBuf>,
+    /// Kernel to run [default: `linux` beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// More kernel arguments, separated by white space
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub(crate) append: Option<String>,
+    /// Name of the guest [default: span-1, span-2, …]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// How guest pages are protected
+    #[arg(long, value_enum, default_value_t = PagingOption::Auto)]
+    pub(crate) paging: PagingOption,
+    /// File with the token that the daemons know
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Return when the guest is ready, and print its name
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Show the kernel log on stderr
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// Command and arguments; without, a shell
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) argv: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum PagingOption {
+    Auto,
+    Mprotect,
+    Uffd,
+}

@@ -1,0 +1,122 @@
+//! The status of a guest, for which its nodes are asked for their counters.
+
+use super::{Guest, Phase};
+use crate::options::Place;
+use crate::status::{Counters, Cpu, Faults, NodeStatus, Status, rfc3339};
+use span_api::guest::{Stats, ToGuest};
+use span_api::link::ToAgent;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// Longest wait for the counters of all nodes; what is known by then is answered.
+const STATS_MS_MAX: u64 = 1000;
+
+/// Requests that may wait at one time.
+const REQUESTS_MAX: usize = 64;
+
+const PAGES_PER_MIB: u64 = 256;
+
+impl Guest {
+    pub(super) fn request_status(&mut self, reply: oneshot::Sender<Status>) {
+        // A request dropped is answered with an error at the other end.
+        if self.status_requests.len() < REQUESTS_MAX {
+            self.status_requests.push(reply);
+        }
+        if self.phase < Phase::Boot || self.phase == Phase::Ending {
+            self.answer_status();
+        } else if self.status_deadline.is_none() {
+            for node in 0..self.nodes.len() {
+                self.nodes[node].stats_due = true;
+                // A node that does not take messages is found out by its heartbeat.
+                let _ = self.send(node, ToAgent::Guest(ToGuest::Stats));
+            }
+            self.status_deadline = Some(Instant::now() + Duration::from_millis(STATS_MS_MAX));
+        }
+    }
+
+    pub(super) fn counted(&mut self, node: usize, stats: Stats) {
+        self.nodes[node].stats = Some(stats);
+        self.nodes[node].stats_due = false;
+        if self.nodes.iter().all(|node| !node.stats_due) {
+            self.answer_status();
+        }
+    }
+
+    pub(super) fn answer_status(&mut self) {
+        self.status_deadline = None;
+        if self.status_requests.is_empty() {
+            return;
+        }
+        let status = self.status();
+        for reply in self.status_requests.drain(..) {
+            let _ = reply.send(status.clone());
+        }
+    }
+
+    fn status(&self) -> Status {
+        let nodes = self
+            .plan
+            .nodes
+            .iter()
+            .zip(&self.plan.places)
+            .zip(&self.nodes);
+        Status {
+            name: self.run.name().to_string(),
+            state: match self.phase {
+                Phase::Connect | Phase::Map | Phase::Meet => "starting",
+                Phase::Boot => "booting",
+                Phase::Running => "running",
+                Phase::Ending => "ending",
+            }
+            .to_string(),
+            kernel: self.kernel.clone(),
+            pid: std::process::id(),
+            started: rfc3339(self.started),
+            nodes: nodes
+                .map(|((spec, place), node)| {
+                    let stats = node.stats.clone().unwrap_or_default();
+                    NodeStatus {
+                        name: spec.name.clone(),
+                        address: match place {
+                            Place::Local => "local".to_string(),
+                            Place::Remote(address) => address.clone(),
+                        },
+                        pid: node.pid,
+                        cpus: spec
+                            .cpus
+                            .iter()
+                            .map(|cpu| Cpu {
+                                cpu: *cpu,
+                                tid: node.cpus.get(cpu).copied(),
+                            })
+                            .collect(),
+                        mem_mib: spec.memory_bytes >> 20,
+                        resident_mib: stats.resident_pages / PAGES_PER_MIB,
+                        faults: Faults {
+                            read: stats.faults_read,
+                            write: stats.faults_write,
+                            upgrade: stats.faults_upgrade,
+                            local: stats.faults_local,
+                        },
+                        pages_in: stats.pages_in,
+                        pages_out: stats.pages_out,
+                        counters: Counters {
+                            invalidations: stats.invalidations,
+                            stub_faults: stats.stub_faults,
+                            stub_kicks: stats.stub_kicks,
+                            ipis_sent: stats.ipis_sent,
+                            ipis_received: stats.ipis_received,
+                            host_calls_served: stats.host_calls_served,
+                            host_calls_forwarded: stats.host_calls_forwarded,
+                            bytes_sent: stats.bytes_sent,
+                            bytes_received: stats.bytes_received,
+                            resident_pages: stats.resident_pages,
+                            fault_wait_ns: stats.fault_wait_ns,
+                        },
+                    }
+                })
+                .collect(),
+        }
+    }
+}

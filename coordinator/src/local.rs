@@ -1,0 +1,133 @@
+//! Agents of nodes on this machine: child processes at the other end of a socket.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+/// Longest wait for an agent that was told to end.
+const END_MS_MAX: u64 = 500;
+
+/// A child process that ends when its socket does.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    child: Child,
+}
+
+/// A started agent and the ways to it.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub(crate) agent: Agent,
+    pub(crate) link: UnixStream,
+    /// The session channel, whose other end the agent hands on to the guest process.
+    pub(crate) session: Option<UnixStream>,
+}
+
+/// Starts an agent, which complains to `log`; an error is one line.
+pub(crate) fn start(program: &Path, log: &File, first: bool) -> Result<Local, String> {
+    let failed = |error: io::Error| format!("{} cannot be started: {error}", program.display());
+    let (link, agent_link) = pair().map_err(failed)?;
+    let (session, agent_session) = match first.then(pair).transpose().map_err(failed)? {
+        Some((ours, theirs)) => (Some(ours), Some(theirs)),
+        None => (None, None),
+    };
+    let mut arguments = vec![
+        "agent".into(),
+        format!("--link-fd={}", agent_link.as_raw_fd()),
+    ];
+    if let Some(session) = &agent_session {
+        arguments.push(format!("--session-fd={}", session.as_raw_fd()));
+    }
+    let inherited = (
+        agent_link.as_raw_fd(),
+        agent_session.as_ref().map(AsRawFd::as_raw_fd),
+    );
+    let agent = Agent::start(program, &arguments, log, inherited).map_err(failed)?;
+    Ok(Local {
+        agent,
+        link,
+        session,
+    })
+}
+
+/// Starts a process that removes `run_directory` should this one be killed. For guests without a node
+/// here, whose agents would do it.
+pub(crate) fn start_janitor(
+    program: &Path,
+    log: &File,
+    run_directory: &Path,
+) -> io::Result<(Agent, UnixStream)> {
+    let (link, agent_link) = pair()?;
+    let mut directory = std::ffi::OsString::from("--run-directory=");
+    directory.push(run_directory);
+    let arguments = [
+        "janitor".into(),
+        format!("--link-fd={}", agent_link.as_raw_fd()).into(),
+        directory,
+    ];
+    let agent = Agent::start(program, &arguments, log, (agent_link.as_raw_fd(), None))?;
+    Ok((agent, link))
+}
+
+impl Agent {
+    fn start(
+        program: &Path,
+        arguments: &[impl AsRef<std::ffi::OsStr>],
+        log: &File,
+        (link, session): (RawFd, Option<RawFd>),
+    ) -> io::Result<Self> {
+        let mut command = Command::new(program);
+        // Nothing of ours: whoever waits for the end of our output must not wait for its end.
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.try_clone()?);
+        // Dropped before it got a guest process, an agent has nothing to clean up.
+        command.kill_on_drop(true);
+        // SAFETY: the closure runs between fork and exec and makes only system calls that are
+        // async-signal-safe, without allocating.
+        unsafe {
+            command.pre_exec(move || {
+                // Signals of the terminal are for the coordinator, which ends its guest in order.
+                nix::unistd::setsid()?;
+                inherit(link)?;
+                session.map_or(Ok(()), inherit)
+            });
+        }
+        Ok(Self {
+            child: command.spawn()?,
+        })
+    }
+
+    /// Waits until the agent, having been told to end, is gone; kills it if it does not end, and at once
+    /// if it is `lost`.
+    pub(crate) async fn end(mut self, lost: bool) {
+        let longest = Duration::from_millis(if lost { 0 } else { END_MS_MAX });
+        if timeout(longest, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+    }
+}
+
+fn pair() -> io::Result<(UnixStream, StdUnixStream)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, theirs))
+}
+
+/// Lets `fd` survive the exec, in the child only.
+fn inherit(fd: RawFd) -> io::Result<()> {
+    // SAFETY: F_SETFD takes an integer; `fd` is open, its owner lives until the spawn is over.
+    match unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,495 @@
+//! The values of options: their syntax, and what is allowed.
+
+use crate::failure::Failure;
+use span_api::{CPUS_MAX, NODES_MAX};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const PAGE_BYTES: u64 = 4096;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const MEMORY_DEFAULT_BYTES: u64 = 256 * MIB;
+/// Least memory of a node: less does not hold its share of the kernel's image.
+const NODE_MEMORY_BYTES_MIN: u64 = 16 * MIB;
+/// Least memory of a guest: less does not boot.
+const GUEST_MEMORY_BYTES_MIN: u64 = 64 * MIB;
+const NAME_BYTES_MAX: usize = 32;
+
+/// Where a node runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    Local,
+    Remote(String),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Local => f.write_str("local"),
+            Self::Remote(address) => f.write_str(address),
+        }
+    }
+}
+
+/// What the guest's root file system is made of.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Root {
+    Host,
+    Directory(PathBuf),
+    Image(PathBuf),
+    None,
+}
+
+pub(crate) fn check_name(option: &str, name: &str) -> Result<(), Failure> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(allowed) {
+        return Err(Failure::usage(format!(
+            "{option} {name:?}: a name is 1 to {NAME_BYTES_MAX} of the characters a-z A-Z 0-9 _ -"
+        )));
+    }
+    Ok(())
+}
+
+/// Names and places of `--nodes`.
+pub(crate) fn nodes(value: &str) -> Result<(Vec<String>, Vec<Place>), Failure> {
+    let mut names: Vec<String> = Vec::new();
+    let mut places = Vec::new();
+    for item in value.split(',') {
+        let (name, place) = match item.split_once('=') {
+            None => (item, Place::Local),
+            Some((name, address)) => (name, Place::Remote(check_address(item, address)?)),
+        };
+        check_name("--nodes", name)?;
+        if names.iter().any(|other| other == name) {
+            return Err(Failure::usage(format!(
+                "--nodes {value}: node {name} is named twice; each node needs a name of its own"
+            )));
+        }
+        names.push(name.to_string());
+        places.push(place);
+    }
+    if names.len() > NODES_MAX {
+        return Err(Failure::usage(format!(
+            "--nodes: {} nodes; a guest has at most {NODES_MAX}",
+            names.len()
+        )));
+    }
+    Ok((names, places))
+}
+
+fn check_address(item: &str, address: &str) -> Result<String, Failure> {
+    let valid = address.rsplit_once(':').is_some_and(|(host, port)| {
+        let host = host
+            .strip_prefix('[')
+            .and_then(|h| h.strip_suffix(']'))
+            .unwrap_or(host);
+        let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        let graphic = !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic());
+        graphic && digits && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    if valid {
+        Ok(address.to_string())
+    } else {
+        Err(Failure::usage(format!(
+            "--nodes {item}: an address is HOST:PORT with a port from 1 to 65535"
+        )))
+    }
+}
+
+/// CPUs of each node.
+pub(crate) fn cpus(value: Option<&str>, names: &[String]) -> Result<Vec<usize>, Failure> {
+    let counts = per_node("--cpus", value, names, 1, |text| {
+        let count = text
+            .parse::<usize>()
+            .ok()
+            .filter(|_| !text.starts_with('+'));
+        match count {
+            Some(count @ 1..=CPUS_MAX) => Ok(count),
+            _ => Err(format!("a node has 1 to {CPUS_MAX} CPUs")),
+        }
+    })?;
+    let total: usize = counts.iter().sum();
+    if total > CPUS_MAX {
+        return Err(Failure::usage(format!(
+            "--cpus {}: {total} CPUs in all; a guest has at most {CPUS_MAX}",
+            value.unwrap_or("1")
+        )));
+    }
+    Ok(counts)
+}
+
+/// Memory of each node, in bytes.
+pub(crate) fn memory(value: Option<&str>, names: &[String]) -> Result<Vec<u64>, Failure> {
+    let sizes = per_node("--mem", value, names, MEMORY_DEFAULT_BYTES, memory_size)?;
+    let shown = value.unwrap_or("256M");
+    let total = sizes
+        .iter()
+        .try_fold(0u64, |sum, size| sum.checked_add(*size));
+    match total {
+        Some(total) if total < GUEST_MEMORY_BYTES_MIN => Err(Failure::usage(format!(
+            "--mem {shown}: {}M in all; a guest needs at least {}M to boot",
+            total / MIB,
+            GUEST_MEMORY_BYTES_MIN / MIB
+        ))),
+        Some(total) if mappable(total) => Ok(sizes),
+        _ => Err(Failure::usage(format!(
+            "--mem {shown}: the guest's memory is mapped whole on every node, and this machine \
+             cannot map that much"
+        ))),
+    }
+}
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((end, 'K' | 'k')) => (&text[..end], KIB),
+        Some((end, 'M' | 'm')) => (&text[..end], MIB),
+        Some((end, 'G' | 'g')) => (&text[..end], GIB),
+        _ => return Err("a size is a number with K, M or G".into()),
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("a size is a number with K, M or G".into());
+    }
+    let size = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit));
+    match size {
+        None => Err("this machine cannot map that much".into()),
+        Some(size) if size < NODE_MEMORY_BYTES_MIN => Err(format!(
+            "a node has at least {}M",
+            NODE_MEMORY_BYTES_MIN / MIB
+        )),
+        Some(size) if size % PAGE_BYTES != 0 => {
+            Err(format!("a size is a multiple of {}K", PAGE_BYTES / KIB))
+        }
+        Some(size) => Ok(size),
+    }
+}
+
+/// Whether this machine can map this much memory at one place, which is what a node does.
+fn mappable(bytes: u64) -> bool {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+    let Some(length) = usize::try_from(bytes)
+        .ok()
+        .and_then(std::num::NonZeroUsize::new)
+    else {
+        return false;
+    };
+    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+    #[allow(unsafe_code)]
+    // SAFETY: a new mapping at an address of the kernel's choice aliases nothing, and nobody looks at
+    // it before it is unmapped whole.
+    unsafe {
+        match mmap_anonymous(
+            None,
+            length,
+            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+            flags,
+        ) {
+            Ok(address) => munmap(address, length.get()).is_ok(),
+            Err(_) => false,
+        }
+    }
+}
+
+/// `mem=` of the kernel for this many bytes.
+pub(crate) fn memory_argument(bytes: u64) -> String {
+    if bytes.is_multiple_of(MIB) {
+        format!("mem={}M", bytes / MIB)
+    } else {
+        format!("mem={}K", bytes / KIB)
+    }
+}
+
+/// A value for every node: one for all, or some by name.
+fn per_node<T: Copy>(
+    option: &str,
+    value: Option<&str>,
+    names: &[String],
+    default: T,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Vec<T>, Failure> {
+    let Some(value) = value else {
+        return Ok(vec![default; names.len()]);
+    };
+    let refused = |text: &str, why: String| Failure::usage(format!("{option} {text}: {why}"));
+    if !value.contains('=') {
+        let all = parse(value).map_err(|why| refused(value, why))?;
+        return Ok(vec![all; names.len()]);
+    }
+    let mut values = vec![None; names.len()];
+    for item in value.split(',') {
+        let Some((name, text)) = item.split_once('=') else {
+            return Err(refused(
+                value,
+                "give one value for all nodes, or NAME=VALUE,…".into(),
+            ));
+        };
+        let Some(index) = names.iter().position(|known| known == name) else {
+            let known = names.join(", ");
+            return Err(refused(
+                item,
+                format!("there is no node {name}; --nodes has {known}"),
+            ));
+        };
+        if values[index].is_some() {
+            return Err(refused(value, format!("node {name} is given twice")));
+        }
+        values[index] = Some(parse(text).map_err(|why| refused(item, why))?);
+    }
+    Ok(values
+        .into_iter()
+        .map(|value| value.unwrap_or(default))
+        .collect())
+}
+
+/// `--root`. What it names is on the first node's machine; elsewhere that node checks it.
+pub(crate) fn root(value: &OsStr, first_is_local: bool) -> Result<Root, Failure> {
+    if value == "host" {
+        return Ok(Root::Host);
+    }
+    if value == "none" {
+        return Ok(Root::None);
+    }
+    let path = Path::new(value);
+    let refused = |why: &dyn std::fmt::Display| {
+        Failure::usage(format!(
+            "--root {}: {why}; allowed are host, none, a readable directory or image file",
+            path.display()
+        ))
+    };
+    if !first_is_local {
+        return match path.is_absolute() {
+            // A path that ends in a slash says that it is a directory.
+            true if value.as_encoded_bytes().ends_with(b"/") => Ok(Root::Directory(path.into())),
+            true if path.extension().is_some() => Ok(Root::Image(path.into())),
+            true => Ok(Root::Directory(path.into())),
+            false => Err(refused(&"a path on another machine must be absolute")),
+        };
+    }
+    let metadata = fs::metadata(path).map_err(|error| refused(&error))?;
+    if metadata.is_dir() {
+        fs::read_dir(path).map_err(|error| refused(&error))?;
+        Ok(Root::Directory(
+            fs::canonicalize(path).map_err(|error| refused(&error))?,
+        ))
+    } else if metadata.is_file() {
+        fs::File::open(path).map_err(|error| refused(&error))?;
+        Ok(Root::Image(
+            fs::canonicalize(path).map_err(|error| refused(&error))?,
+        ))
+    } else {
+        Err(refused(&"is neither a directory nor a regular file"))
+    }
+}
+
+/// A file that becomes a disk.
+pub(crate) fn image(option: &str, path: &Path, first_is_local: bool) -> Result<PathBuf, Failure> {
+    let refused = |why: &dyn std::fmt::Display| {
+        Failure::usage(format!(
+            "{option} {}: {why}; allowed is a readable file",
+            path.display()
+        ))
+    };
+    if !first_is_local {
+        return match path.is_absolute() {
+            true => Ok(path.to_path_buf()),
+            false => Err(refused(&"a path on another machine must be absolute")),
+        };
+    }
+    if !fs::metadata(path)
+        .map_err(|error| refused(&error))?
+        .is_file()
+    {
+        return Err(refused(&"is not a regular file"));
+    }
+    fs::File::open(path).map_err(|error| refused(&error))?;
+    fs::canonicalize(path).map_err(|error| refused(&error))
+}
+
+/// `--append`, split into kernel arguments.
+pub(crate) fn appended(value: &str) -> Result<Vec<Vec<u8>>, Failure> {
+    let refused = |word: &str, why: &str| {
+        Err(Failure::usage(format!(
+            "--append {}: {why}",
+            word.escape_debug()
+        )))
+    };
+    let mut arguments = Vec::new();
+    for word in value.split_ascii_whitespace() {
+        if word.chars().any(char::is_control) {
+            return refused(word, "control characters are not allowed");
+        }
+        let key = word.split_once('=').map_or(word, |(key, _)| key);
+        match key {
+            "mem" => return refused(word, "memory is given with --mem"),
+            "ncpus" | "nr_cpus" | "maxcpus" => return refused(word, "CPUs are given with --cpus"),
+            "initrd" => return refused(word, "the initramfs is Span's own; see --root"),
+            "umid" | "uml_dir" => {
+                return refused(
+                    word,
+                    "it names where this guest keeps its files; see --name",
+                );
+            }
+            _ => {}
+        }
+        if key.starts_with("span.") {
+            return refused(word, "arguments that begin with span. are set by Span");
+        }
+        let old_network = |prefix: &str| {
+            let number = key.strip_prefix(prefix);
+            number.is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        if old_network("eth") {
+            return refused(
+                word,
+                "this transport is gone from Linux; use vecN:transport=…",
+            );
+        }
+        arguments.push(word.as_bytes().to_vec());
+    }
+    Ok(arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> Vec<String> {
+        ["a", "b", "c"].map(String::from).to_vec()
+    }
+
+    fn line<T: std::fmt::Debug>(result: Result<T, Failure>) -> String {
+        let failure = result.unwrap_err();
+        assert_eq!(failure.code, 2);
+        assert!(!failure.line.contains('\n'), "{}", failure.line);
+        failure.line
+    }
+
+    #[test]
+    fn nodes_have_names_and_places() {
+        let (names, places) = nodes("a,b=10.0.0.2:7000,c=[::1]:1").unwrap();
+        assert_eq!(names, ["a", "b", "c"]);
+        let remote = |address: &str| Place::Remote(address.to_string());
+        assert_eq!(
+            places,
+            [Place::Local, remote("10.0.0.2:7000"), remote("[::1]:1")]
+        );
+    }
+
+    #[test]
+    fn bad_nodes_are_named() {
+        for (value, part) in [
+            ("", "--nodes \"\""),
+            ("a,,b", "--nodes \"\""),
+            ("a,b,a", "node a is named twice"),
+            ("a b", "--nodes \"a b\""),
+            ("../x", "--nodes \"../x\""),
+            ("a=", "HOST:PORT"),
+            ("a=host", "HOST:PORT"),
+            ("a=host:0", "HOST:PORT"),
+            ("a=host:65536", "HOST:PORT"),
+            ("a=host:+1", "HOST:PORT"),
+            ("a=:1", "HOST:PORT"),
+            ("a\u{1b}[2J", "--nodes"),
+        ] {
+            let line = line(nodes(value));
+            assert!(line.contains(part), "{value}: {line}");
+        }
+        let many: Vec<_> = (0..65).map(|n| format!("n{n}")).collect();
+        assert!(line(nodes(&many.join(","))).contains("at most 64"));
+    }
+
+    #[test]
+    fn cpus_are_given_for_all_or_by_name() {
+        assert_eq!(cpus(None, &names()).unwrap(), [1, 1, 1]);
+        assert_eq!(cpus(Some("2"), &names()).unwrap(), [2, 2, 2]);
+        assert_eq!(cpus(Some("c=3,a=2"), &names()).unwrap(), [2, 1, 3]);
+        assert_eq!(cpus(Some("a=62"), &names()).unwrap(), [62, 1, 1]);
+    }
+
+    #[test]
+    fn bad_cpus_are_named() {
+        for (value, part) in [
+            ("0", "--cpus 0: a node has 1 to 64"),
+            ("-1", "--cpus -1"),
+            ("+1", "--cpus +1"),
+            ("", "--cpus "),
+            ("22", "66 CPUs in all"),
+            ("a=63", "65 CPUs in all"),
+            ("d=1", "no node d; --nodes has a, b, c"),
+            ("a=1,a=2", "given twice"),
+            ("a=1,2", "NAME=VALUE"),
+            ("99999999999999999999", "1 to 64"),
+        ] {
+            let line = line(cpus(Some(value), &names()));
+            assert!(line.contains(part), "{value}: {line}");
+        }
+    }
+
+    #[test]
+    fn memory_has_units_and_limits() {
+        assert_eq!(memory(None, &names()).unwrap(), [256 * MIB; 3]);
+        assert_eq!(
+            memory(Some("a=1G,b=65536K"), &names()).unwrap(),
+            [GIB, 64 * MIB, 256 * MIB]
+        );
+        for (value, part) in [
+            ("512", "K, M or G"),
+            ("M", "K, M or G"),
+            ("1.5G", "K, M or G"),
+            ("1T", "K, M or G"),
+            ("15M", "at least 16M"),
+            ("0M", "at least 16M"),
+            ("16M", "48M in all"),
+            ("16385K", "multiple of 4K"),
+            ("1000000G", "cannot map"),
+            ("99999999999999999999G", "cannot map"),
+            ("18014398509481983K", "multiple of 4K"),
+            ("17592186044415M", "cannot map"),
+        ] {
+            let line = line(memory(Some(value), &names()));
+            assert!(line.contains(part), "{value}: {line}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_gets_memory_in_whole_units() {
+        assert_eq!(memory_argument(768 * MIB), "mem=768M");
+        assert_eq!(memory_argument(768 * MIB + 4096), "mem=786436K");
+    }
+
+    #[test]
+    fn appended_arguments_may_not_undo_what_options_set() {
+        assert_eq!(
+            appended(" con0=null  vec0:transport=tap ").unwrap(),
+            [b"con0=null".to_vec(), b"vec0:transport=tap".to_vec()]
+        );
+        for (value, part) in [
+            ("mem=1G", "--mem"),
+            ("quiet ncpus=3", "--cpus"),
+            ("span.root=host", "set by Span"),
+            ("eth0=tuntap,,,", "vecN"),
+            ("a\u{7}b", "control"),
+        ] {
+            let line = line(appended(value));
+            assert!(line.contains(part), "{value}: {line}");
+        }
+        assert!(appended("ether=1 eth=2").is_ok());
+    }
+
+    #[test]
+    fn a_root_must_exist_and_be_of_a_usable_kind() {
+        assert_eq!(root(OsStr::new("host"), true).unwrap(), Root::Host);
+        assert_eq!(root(OsStr::new("none"), true).unwrap(), Root::None);
+        assert!(matches!(
+            root(OsStr::new("/proc"), true),
+            Ok(Root::Directory(_))
+        ));
+        assert!(line(root(OsStr::new("/nonexistent"), true)).contains("--root /nonexistent: "));
+        assert!(line(root(OsStr::new("/dev/null"), true)).contains("neither"));
+        assert!(line(root(OsStr::new("some/where"), false)).contains("absolute"));
+    }
+}

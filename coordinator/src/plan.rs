@@ -1,0 +1,220 @@
+//! From options to a plan: everything about `up` that can be checked is checked here, before anything
+//! is started. Each refusal is one line that names the option, the value and what is allowed.
+
+use crate::artefacts::{self, Files};
+use crate::cli::{PagingOption, UpOptions};
+use crate::failure::Failure;
+use crate::options::{self, Place, Root};
+use span_api::auth::{Token, TokenError};
+use span_api::guest::{NodeSpec, Paging};
+use std::error::Error;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// `COMMAND_LINE_SIZE` of the kernel (4096), with room for what an agent adds.
+const ARGUMENTS_BYTES_MAX: usize = 4096 - 512;
+
+/// Arguments of every guest. The kernel log goes to the stderr of each node's own process: of all
+/// consoles that one alone needs no other node to be written.
+const ARGUMENTS: [&str; 4] = ["seccomp=on", "con=null", "ssl=null", "console=span"];
+
+/// Everything needed to start a guest.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) name: Option<String>,
+    pub(crate) nodes: Vec<NodeSpec>,
+    pub(crate) places: Vec<Place>,
+    pub(crate) paging: Paging,
+    /// Kernel arguments but for those that depend on the guest's name or an agent.
+    pub(crate) arguments: Vec<Vec<u8>>,
+    /// What the user appended; last on the kernel's command line.
+    pub(crate) appended: Vec<Vec<u8>>,
+    /// Files and directories that the first node must be able to read.
+    pub(crate) readable: Vec<Vec<u8>>,
+    pub(crate) files: Files,
+    pub(crate) token: Option<Token>,
+    /// The guest sees this machine's files, so a path means the same in it.
+    pub(crate) host_root: bool,
+}
+
+impl Plan {
+    pub(crate) fn new(up: &UpOptions) -> Result<Self, Failure> {
+        let (names, places) = options::nodes(&up.nodes)?;
+        let cpus = options::cpus(up.cpus.as_deref(), &names)?;
+        let memory = options::memory(up.mem.as_deref(), &names)?;
+        if let Some(name) = &up.name {
+            options::check_name("--name", name)?;
+        }
+        if up.detach && !up.argv.is_empty() {
+            return Err(Failure::usage(
+                "--detach takes no CMD; run it with `coordinator exec` once the guest is up",
+            ));
+        }
+        let first_is_local = places[0] == Place::Local;
+        let host_root = up.root == "host" && first_is_local;
+        let storage = Storage::new(up, first_is_local)?;
+        let appended = options::appended(up.append.as_deref().unwrap_or_default())?;
+        let token = token(up, &names, &places)?;
+
+        let mut arguments = vec![
+            options::memory_argument(memory.iter().sum()).into_bytes(),
+            format!("ncpus={}", cpus.iter().sum::<usize>()).into_bytes(),
+        ];
+        arguments.extend(ARGUMENTS.map(|argument| argument.as_bytes().to_vec()));
+        arguments.extend(storage.arguments);
+        let bytes: usize = arguments
+            .iter()
+            .chain(&appended)
+            .map(|word| word.len() + 1)
+            .sum();
+        if bytes > ARGUMENTS_BYTES_MAX {
+            return Err(Failure::usage(format!(
+                "--append: the kernel's command line would have {bytes} bytes; \
+                 at most {ARGUMENTS_BYTES_MAX} are allowed"
+            )));
+        }
+
+        Ok(Self {
+            name: up.name.clone(),
+            nodes: number(names, &cpus, &memory),
+            places,
+            paging: match up.paging {
+                PagingOption::Auto => Paging::Auto,
+                PagingOption::Mprotect => Paging::Mprotect,
+                PagingOption::Uffd => Paging::Uffd,
+            },
+            arguments,
+            appended,
+            readable: storage.readable,
+            files: artefacts::find(up.kernel.as_deref())?,
+            token,
+            host_root,
+        })
+    }
+
+    pub(crate) fn cpus(&self) -> usize {
+        self.nodes.iter().map(|node| node.cpus.len()).sum()
+    }
+
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.nodes.iter().map(|node| node.memory_bytes).sum()
+    }
+
+    pub(crate) fn has_local(&self) -> bool {
+        self.places.contains(&Place::Local)
+    }
+
+    pub(crate) fn has_remote(&self) -> bool {
+        self.places.iter().any(|place| *place != Place::Local)
+    }
+}
+
+/// Gives CPU numbers out, node by node.
+fn number(names: Vec<String>, cpus: &[usize], memory: &[u64]) -> Vec<NodeSpec> {
+    let mut next = 0u16;
+    names
+        .into_iter()
+        .zip(cpus.iter().zip(memory))
+        .map(|(name, (&cpus, &memory_bytes))| {
+            let first = next;
+            next += cpus as u16;
+            NodeSpec {
+                name,
+                cpus: (first..next).collect(),
+                memory_bytes,
+            }
+        })
+        .collect()
+}
+
+/// The guest's root file system and disks.
+#[derive(Debug, Default)]
+struct Storage {
+    arguments: Vec<Vec<u8>>,
+    readable: Vec<Vec<u8>>,
+    disks: usize,
+}
+
+impl Storage {
+    fn new(up: &UpOptions, first_is_local: bool) -> Result<Self, Failure> {
+        let mut storage = Self::default();
+        match options::root(&up.root, first_is_local)? {
+            Root::Host => storage.arguments.push(b"span.root=host".to_vec()),
+            Root::None => storage.arguments.push(b"span.root=none".to_vec()),
+            Root::Directory(path) => {
+                storage.add("--root", "span.root=hostfs:", path, b"")?;
+            }
+            Root::Image(path) => {
+                storage.disk("--root", path)?;
+                storage
+                    .arguments
+                    .push(b"span.root=block:/dev/ubda".to_vec());
+            }
+        }
+        if let Some(path) = &up.ubd {
+            storage.disk("--ubd", options::image("--ubd", path, first_is_local)?)?;
+        }
+        Ok(storage)
+    }
+
+    fn disk(&mut self, option: &str, path: PathBuf) -> Result<(), Failure> {
+        let prefix = format!("ubd{}=", self.disks);
+        self.disks += 1;
+        self.add(option, &prefix, path, b",:")
+    }
+
+    fn add(
+        &mut self,
+        option: &str,
+        prefix: &str,
+        path: PathBuf,
+        separators: &[u8],
+    ) -> Result<(), Failure> {
+        let bytes = path.as_os_str().as_bytes();
+        // The kernel splits its command line at white space, and a disk's argument at its separators.
+        if bytes
+            .iter()
+            .any(|byte| byte.is_ascii_whitespace() || b"\"'".contains(byte))
+            || bytes.iter().any(|byte| separators.contains(byte))
+        {
+            let allowed = String::from_utf8_lossy(separators);
+            return Err(Failure::usage(format!(
+                "{option} {}: the path must not contain white space, quotes{}{allowed}",
+                path.display(),
+                if separators.is_empty() {
+                    ""
+                } else {
+                    " or any of "
+                },
+            )));
+        }
+        self.arguments.push([prefix.as_bytes(), bytes].concat());
+        self.readable.push(path.into_os_string().into_vec());
+        Ok(())
+    }
+}
+
+/// The token, which is needed exactly when a node is elsewhere.
+fn token(up: &UpOptions, names: &[String], places: &[Place]) -> Result<Option<Token>, Failure> {
+    let remote = names
+        .iter()
+        .zip(places)
+        .find(|(_, place)| **place != Place::Local);
+    match (&up.token_file, remote) {
+        (Some(path), _) => read_token(path).map(Some),
+        (None, None) => Ok(None),
+        (None, Some((name, place))) => Err(Failure::usage(format!(
+            "--nodes {name}={place}: a node elsewhere needs --token-file FILE"
+        ))),
+    }
+}
+
+fn read_token(path: &Path) -> Result<Token, Failure> {
+    Token::read(path).map_err(|error: TokenError| {
+        let cause = error
+            .source()
+            .map(|cause| format!(": {cause}"))
+            .unwrap_or_default();
+        Failure::usage(format!("--token-file {}: {error}{cause}", path.display()))
+    })
+}
