@@ -1,0 +1,154 @@
+//! The conversation with the node agent, and the ends of a guest process.
+//!
+//! A guest process ends when its agent says so, or when the agent is gone. Whatever happens in
+//! between (a panic of the guest's kernel, a lost peer, a failure here) is reported, and the process
+//! then stands still until it is ended: other nodes may still read from it.
+
+use span_api::guest::{FromGuest, GUEST_FD_ENV, Setup, ToGuest};
+use span_api::{codec, guest};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::fd::FromRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, OnceLock};
+
+static WRITER: OnceLock<Mutex<UnixStream>> = OnceLock::new();
+static READER: OnceLock<Mutex<UnixStream>> = OnceLock::new();
+
+/// The socket to the agent, if there is one.
+pub(crate) fn connect() -> bool {
+    let Ok(value) = std::env::var(GUEST_FD_ENV) else {
+        return false;
+    };
+    let Ok(fd) = value.parse() else {
+        die("the agent's socket is not a number")
+    };
+    // SAFETY: the agent passes the descriptor on to this process for nothing else.
+    let reader = unsafe { UnixStream::from_raw_fd(fd) };
+    let Ok(writer) = reader.try_clone() else {
+        die("the agent's socket can't be used")
+    };
+    WRITER.set(Mutex::new(writer)).expect("connected once");
+    READER.set(Mutex::new(reader)).expect("connected once");
+    true
+}
+
+/// Tells the agent; an agent that is gone is noticed by [`serve`].
+pub(crate) fn send(message: &FromGuest) {
+    let Some(writer) = WRITER.get() else { return };
+    let mut writer = writer
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _ = codec::write(&mut *writer, message);
+}
+
+fn receive() -> ToGuest {
+    let mut reader = READER
+        .get()
+        .expect("connected")
+        .lock()
+        .unwrap_or_else(|e| e.into_inner());
+    match codec::read(&mut *reader) {
+        Ok(Some(message)) => message,
+        Ok(None) => exit(0),
+        Err(error) => fail(&format!("message from the agent: {error}")),
+    }
+}
+
+pub(crate) fn receive_setup() -> Setup {
+    match receive() {
+        ToGuest::Setup(setup) => check(*setup),
+        ToGuest::Terminate => exit(0),
+        _ => fail("the agent did not begin with the set-up"),
+    }
+}
+
+fn check(setup: Setup) -> Setup {
+    let nodes = setup.nodes.len();
+    let cpus: Vec<u16> = setup
+        .nodes
+        .iter()
+        .flat_map(|node| node.cpus.iter().copied())
+        .collect();
+    let numbered = cpus
+        .iter()
+        .enumerate()
+        .all(|(i, cpu)| usize::from(*cpu) == i);
+    if nodes == 0 || nodes > span_api::NODES_MAX || usize::from(setup.node) >= nodes {
+        fail("the set-up names no possible node");
+    }
+    if !numbered || cpus.is_empty() || cpus.len() > span_api::CPUS_MAX {
+        fail("the set-up does not number the CPUs from 0, node by node");
+    }
+    if setup.nodes.iter().any(|node| node.memory_bytes % 4096 != 0) {
+        fail("the set-up splits a page between nodes");
+    }
+    setup
+}
+
+pub(crate) fn receive_peers(nodes: usize) -> Vec<SocketAddr> {
+    match receive() {
+        ToGuest::Peers(peers) if peers.len() == nodes => peers,
+        ToGuest::Terminate => exit(0),
+        _ => fail("the agent did not name the peers"),
+    }
+}
+
+/// Waits for the start. Statistics may be asked for at any time.
+pub(crate) fn receive_start() {
+    loop {
+        match receive() {
+            ToGuest::Start => return,
+            ToGuest::Terminate => exit(0),
+            ToGuest::Stats => send(&FromGuest::Stats(Box::default())),
+            _ => fail("the agent did not say to start"),
+        }
+    }
+}
+
+/// Serves the agent for the rest of the process's life, on a thread of its own.
+pub(crate) fn serve(stats: impl Fn() + Send + 'static) {
+    crate::thread("span-control", move || {
+        loop {
+            match receive() {
+                ToGuest::Stats => stats(),
+                ToGuest::Terminate => exit(0),
+                message => fail(&format!("unexpected message from the agent: {message:?}")),
+            }
+        }
+    });
+}
+
+/// Without destructors or exit handlers: threads of the guest's are still running.
+pub(crate) fn exit(code: i32) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// Reports the guest's end and stands still until the agent ends the process.
+pub(crate) fn report_end(message: &FromGuest) -> ! {
+    send(message);
+    loop {
+        // SAFETY: sleeps; signals have been blocked by the caller or end the process.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Reports that the runtime can't go on.
+pub(crate) fn fail(line: &str) -> ! {
+    let _ = writeln!(std::io::stderr(), "span: {line}");
+    if WRITER.get().is_none() {
+        exit(1);
+    }
+    report_end(&guest::FromGuest::Failed(line.to_string()))
+}
+
+/// The same for where nothing can be allocated. Context: signal.
+pub(crate) fn die(line: &'static str) -> ! {
+    // SAFETY: writes statics to standard error, then ends the process.
+    unsafe {
+        libc::write(2, line.as_ptr().cast(), line.len());
+        libc::write(2, c"\n".as_ptr().cast(), 1);
+    }
+    exit(1)
+}

@@ -1,0 +1,211 @@
+//! What the kernel calls: `arch/um/include/shared/node.h`, which documents each function.
+//!
+//! No pointer that comes in leads to guest memory, unless a function says so.
+
+use crate::image::{self, NodeImage, PAGE_BYTES};
+use crate::slots::{self, Op};
+use crate::{clock, control, ipi, local_stack, start, stub};
+use span_api::guest::{FromGuest, HaltKind};
+use std::ffi::{CStr, c_char, c_int, c_ulong, c_ulonglong, c_void};
+
+const FAULT_FOREIGN: c_int = 0;
+const FAULT_DONE: c_int = 1;
+const FAULT_VM: c_int = 2;
+
+/// # Safety
+/// Both pointers lead to variables of the caller's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn node_join(self_: *mut c_int, memory_size: *mut c_ulonglong) -> c_int {
+    let Some(setup) = start::join() else { return 0 };
+    // SAFETY: the caller's promise.
+    unsafe {
+        *self_ = c_int::from(setup.node);
+        *memory_size = setup.nodes.iter().map(|node| node.memory_bytes).sum();
+    }
+    setup.nodes.len() as c_int
+}
+
+/// # Safety
+/// `image` describes this process truthfully, and nobody uses the ranges it names.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn node_map(image: *const NodeImage) {
+    // SAFETY: the caller's promise.
+    start::map(unsafe { *image });
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_serve() -> ! {
+    loop {
+        // SAFETY: sleeps; this thread has nothing to do any more.
+        unsafe { libc::pause() };
+    }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_memory_fd() -> c_int {
+    start::memory_fd()
+}
+
+/// Context: signal.
+#[unsafe(no_mangle)]
+pub extern "C" fn node_page_fault(addr: c_ulong, is_write: c_int, ip: c_ulong) -> c_int {
+    let addr = addr as usize;
+    if image::is_shared(addr) {
+        slots::request_in_handler(
+            Op::Fault,
+            u64::from(image::page_of(addr)),
+            is_write as u64,
+            ip,
+        );
+        FAULT_DONE
+    } else if image::is_vm(addr) {
+        FAULT_VM
+    } else {
+        FAULT_FOREIGN
+    }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_of_cpu(cpu: c_int) -> c_int {
+    start::node_of_cpu(cpu)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_start_cpu(cpu: c_int, sigset: c_ulonglong) -> c_int {
+    slots::request(Op::StartCpu, cpu as u64, sigset, 0) as c_int
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_cpu_started(cpu: c_int) {
+    // SAFETY: no arguments.
+    let thread = unsafe { libc::gettid() };
+    if start::memory_fd() < 0 {
+        // A guest on one node has no pager.
+        local_stack::call(report_cpu, cpu as u64, thread as u64, 0, 0);
+    } else {
+        slots::request(Op::CpuStarted, cpu as u64, thread as u64, 0);
+    }
+}
+
+extern "C" fn report_cpu(cpu: u64, thread: u64, _: u64, _: u64) -> u64 {
+    control::send(&FromGuest::CpuOnline {
+        cpu: cpu as u16,
+        tid: thread as i32,
+    });
+    0
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_cpu_wait(cpu: c_int) {
+    slots::request(Op::CpuWait, cpu as u64, 0, 0);
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_cpu_run(cpu: c_int) {
+    slots::request(Op::CpuRun, cpu as u64, 0, 0);
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_send_ipi(cpu: c_int, vector: c_int) -> c_int {
+    ipi::post(cpu, vector)
+}
+
+/// Context: signal.
+#[unsafe(no_mangle)]
+pub extern "C" fn node_vm_map(addr: c_ulong, phys: c_ulong, is_write: c_int) -> c_int {
+    slots::request_in_handler(Op::VmMap, addr, phys / PAGE_BYTES as u64, is_write as u64) as c_int
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_vm_drop(start: c_ulong, end: c_ulong) {
+    slots::request(Op::VmDrop, start, end, 0);
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_alloc() -> *mut c_void {
+    local_stack::call(stub::alloc, 0, 0, 0, 0) as *mut c_void
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_started(slot: *mut c_void, pid: c_int) {
+    local_stack::call(stub::started, slot as u64, pid as u64, 0, 0);
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_free(slot: *mut c_void) {
+    local_stack::call(stub::free, slot as u64, 0, 0, 0);
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_kill(node: c_int, slot: *mut c_void) {
+    slots::request(Op::StubKill, node as u64, slot as u64, 0);
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_offset(data: *mut c_void) -> c_ulonglong {
+    stub::data_offset(data as u64)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_map(
+    slot: *mut c_void,
+    addr: c_ulong,
+    phys: c_ulong,
+    prot: c_int,
+) -> c_int {
+    local_stack::call(stub::map, slot as u64, addr, phys, prot as u64) as c_int
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_unmap(slot: *mut c_void, addr: c_ulong, len: c_ulong) {
+    local_stack::call(stub::unmap, slot as u64, addr, len, 0);
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_drain(slot: *mut c_void) -> c_ulong {
+    local_stack::call(stub::drain, slot as u64, 0, 0, 0)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_hold(phys: c_ulong) {
+    let page = phys / PAGE_BYTES as u64;
+    local_stack::call(hold, page, 0, 0, 0);
+}
+
+extern "C" fn hold(page: u64, _: u64, _: u64, _: u64) -> u64 {
+    stub::hold(page, slots::mine() as u64, clock::host_ns(), 0)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_kick(node: c_int, slot: *mut c_void) {
+    slots::request(Op::StubKick, node as u64, slot as u64, 0);
+}
+
+extern "C" fn report_halt(kind: u64, _: u64, _: u64, _: u64) -> u64 {
+    let kind = match kind {
+        0 => HaltKind::PowerOff,
+        1 => HaltKind::Halt,
+        _ => HaltKind::Restart,
+    };
+    control::report_end(&FromGuest::Halted(kind))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_halt(kind: c_int) -> ! {
+    local_stack::call(report_halt, kind as u64, 0, 0, 0);
+    unreachable!("the report does not return")
+}
+
+extern "C" fn report_panic(text: u64, _: u64, _: u64, _: u64) -> u64 {
+    // SAFETY: `node_panic`'s caller passes a C string that stays.
+    let text = unsafe { CStr::from_ptr(text as *const c_char) };
+    control::report_end(&FromGuest::Panicked(
+        text.to_string_lossy().trim().to_string(),
+    ))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_panic(text: *const c_char) -> ! {
+    local_stack::call(report_panic, text as u64, 0, 0, 0);
+    unreachable!("the report does not return")
+}

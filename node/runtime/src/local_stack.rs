@@ -1,0 +1,92 @@
+//! Running code where it cannot meet a missing page.
+//!
+//! A vCPU thread's stack is guest memory: any push may fault, and the fault handler needs the
+//! thread's request slot and waits for the pager. Code that holds a lock the pager takes, or that is
+//! in the middle of a request, therefore runs on a stack of this process's own, with all signals but
+//! the faults' blocked. So it neither faults nor is it interrupted, and one such stack per thread is
+//! enough.
+//!
+//! Context: any thread, also inside a signal handler. No allocation, no lock, no panic.
+
+use std::arch::asm;
+use std::cell::Cell;
+
+const STACK_BYTES: usize = 128 * 1024;
+
+/// All signals but SIGSEGV and SIGBUS: without these the next missing page would end the process.
+static ALL_BUT_FAULTS: u64 = !((1 << (libc::SIGSEGV - 1)) | (1 << (libc::SIGBUS - 1)));
+
+thread_local! {
+    static STACK_TOP: Cell<usize> = const { Cell::new(0) };
+    static OLD_MASK: Cell<u64> = const { Cell::new(0) };
+    static ACTIVE: Cell<bool> = const { Cell::new(false) };
+}
+
+fn stack_top() -> usize {
+    let top = STACK_TOP.get();
+    if top != 0 {
+        return top;
+    }
+    // SAFETY: a fresh private mapping; nothing else knows of it.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            STACK_BYTES,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
+            -1,
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        crate::control::die("no memory for a thread's own stack");
+    }
+    let top = base as usize + STACK_BYTES;
+    STACK_TOP.set(top);
+    top
+}
+
+fn set_mask(mask: *const u64, old: *mut u64) {
+    // SAFETY: both point to statics or thread-locals of this process, of the size given.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, mask, old, 8) };
+}
+
+/// Calls `f` with four words on the thread's own stack, signals blocked.
+pub(crate) fn call(
+    f: extern "C" fn(u64, u64, u64, u64) -> u64,
+    a: u64,
+    b: u64,
+    c: u64,
+    d: u64,
+) -> u64 {
+    if ACTIVE.get() {
+        return f(a, b, c, d);
+    }
+    let top = stack_top();
+    set_mask(&ALL_BUT_FAULTS, OLD_MASK.with(Cell::as_ptr));
+    ACTIVE.set(true);
+    let result: u64;
+    // SAFETY: `top` is the end of a mapping of STACK_BYTES that only this thread uses, and only
+    // here: ACTIVE and the blocked signals keep a second call from starting on it. r12 is
+    // preserved by the callee, and the stack pointer is restored from it.
+    unsafe {
+        asm!(
+            "mov r12, rsp",
+            "mov rsp, {top}",
+            "call {f}",
+            "mov rsp, r12",
+            top = in(reg) top,
+            f = in(reg) f,
+            inout("rdi") a => _,
+            inout("rsi") b => _,
+            inout("rdx") c => _,
+            inout("rcx") d => _,
+            lateout("rax") result,
+            out("r12") _,
+            clobber_abi("C"),
+        );
+    }
+    ACTIVE.set(false);
+    set_mask(OLD_MASK.with(Cell::as_ptr), std::ptr::null_mut());
+    result
+}

@@ -1,0 +1,455 @@
+//! What vCPU threads and other nodes ask of this node, apart from pages.
+
+use super::{
+    Asker, Inbox, KickJob, KickThen, Pager, Remote, Ticket, Work, wire::Frame,
+    wire::PAYLOAD_BYTES_MAX,
+};
+use crate::image::{NodeImage, PAGE_BYTES};
+use crate::slots::{Op, Request};
+use crate::view::Protection;
+use crate::{clock, control, hostcall, ipi, slots, stub};
+use bytes::Bytes;
+use dsm::{Access, PageId};
+use span_api::guest::FromGuest;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+
+/// Threads for work that may block: host calls of other nodes' and the creation of threads.
+const WORKERS: usize = 8;
+
+/// Waits for stubs to stop. One thread is enough: they have all been told to by then.
+pub(super) fn start_kicker(inbox: Inbox) -> mpsc::Sender<KickJob> {
+    let (sender, jobs) = mpsc::channel::<KickJob>();
+    crate::thread("span-kicker", move || {
+        for job in jobs {
+            for kick in job.kicks {
+                kick.wait();
+            }
+            inbox.post(match job.then {
+                KickThen::Released(page) => Remote::Released(page),
+                KickThen::Answer(asker) => Remote::Answer(asker, 1),
+            });
+        }
+    });
+    sender
+}
+
+pub(super) fn start_workers(inbox: Inbox, image: NodeImage) -> mpsc::Sender<Work> {
+    let (sender, work) = mpsc::channel::<Work>();
+    let work = Arc::new(Mutex::new(work));
+    for _ in 0..WORKERS {
+        let (work, inbox) = (work.clone(), inbox.clone());
+        crate::thread("span-worker", move || {
+            loop {
+                let Ok(next) = work.lock().unwrap_or_else(|e| e.into_inner()).recv() else {
+                    return;
+                };
+                match next {
+                    Work::CreateCpu { cpu, sigset, asker } => {
+                        let error = (image.create_cpu)(i32::from(cpu), sigset);
+                        inbox.post(Remote::Answer(asker, error as u64));
+                    }
+                    Work::KillStub(slot) => {
+                        (image.kill_stub)(slot as usize);
+                        stub::free(slot, 0, 0, 0);
+                    }
+                    Work::HostCall {
+                        node,
+                        ticket,
+                        request,
+                    } => {
+                        let mut reply = Vec::new();
+                        hostcall::serve(&request, &mut reply);
+                        inbox.post(Remote::HostReply(node, ticket, reply));
+                    }
+                }
+            }
+        });
+    }
+    sender
+}
+
+/// Changes the protection of a page of kernel virtual memory.
+pub(super) fn protect_vm(va: u64, protection: Protection) {
+    // SAFETY: `va` was mapped by `map_vm`, in the range that the kernel leaves to the runtime.
+    let failed = unsafe { libc::mprotect(va as *mut _, PAGE_BYTES, protection.host_flags()) } != 0;
+    if failed {
+        let error = std::io::Error::last_os_error();
+        control::fail(&format!("protecting kernel virtual memory: {error}"));
+    }
+}
+
+impl Pager {
+    pub(super) fn handle_request(&mut self, request: Request) {
+        let Request {
+            slot,
+            op,
+            args: [a, b, c, d],
+        } = request;
+        match op {
+            Op::Fault => self.fault(slot, a as u32, b != 0),
+            Op::VmMap => {
+                self.vm_waiting.insert(slot, a);
+                self.fault(slot, b as u32, c != 0);
+            }
+            Op::VmDrop => self.drop_vm_everywhere(slot, a, b),
+            Op::StartCpu => self.start_cpu(slot, a as u16, b),
+            Op::CpuStarted => {
+                self.threads.insert(a as u16, b as i32);
+                control::send(&FromGuest::CpuOnline {
+                    cpu: a as u16,
+                    tid: b as i32,
+                });
+                slots::complete(slot, 1);
+            }
+            Op::CpuWait => match self
+                .cpu_released
+                .iter()
+                .position(|cpu| u64::from(*cpu) == a)
+            {
+                Some(i) => {
+                    self.cpu_released.swap_remove(i);
+                    slots::complete(slot, 1);
+                }
+                None => {
+                    self.cpu_waiting.insert(a as u16, slot);
+                }
+            },
+            Op::CpuRun => {
+                match self.node_of(a) {
+                    node if node == self.me => self.release_cpu(a as u16),
+                    node => self.send(node, Frame::CpuRun { cpu: a as u16 }),
+                }
+                slots::complete(slot, 1);
+            }
+            Op::StubKick if a == u64::from(self.me) => self.kick(b, Asker::Slot(slot)),
+            Op::StubKick => {
+                let ticket = self.ticket(Ticket::Slot(slot));
+                self.send(a as u16, Frame::StubKick { ticket, slot: b });
+            }
+            Op::StubKill => {
+                self.send(a as u16, Frame::StubKill { slot: b });
+                slots::complete(slot, 1);
+            }
+            Op::HostCall => self.forward_call(slot, a, b, c, d),
+        }
+    }
+
+    fn fault(&mut self, slot: u32, page: u32, is_write: bool) {
+        let access = if is_write {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        let now = clock::host_ns();
+        let held = self.engine.state(PageId(page));
+        let counter = match (held.allows(access), held, access) {
+            (true, ..) => &mut self.stats.faults_local,
+            (false, dsm::State::Exclusive, _) => &mut self.stats.faults_local,
+            (false, _, Access::Read) => &mut self.stats.faults_read,
+            (false, dsm::State::Shared, Access::Write) => &mut self.stats.faults_upgrade,
+            (false, _, Access::Write) => &mut self.stats.faults_write,
+        };
+        *counter += 1;
+        self.fault_began.insert(slot, now);
+        self.engine.request(now, PageId(page), access, slot);
+        self.drain_effects();
+    }
+
+    pub(super) fn handle_remote(&mut self, message: Remote) {
+        match message {
+            Remote::Released(page) => {
+                self.engine.protected(clock::host_ns(), PageId(page));
+                self.drain_effects();
+            }
+            Remote::Answer(asker, result) => self.answer(asker, result),
+            Remote::HostReply(node, ticket, reply) => {
+                self.stats.host_calls_served += 1;
+                self.send(
+                    node,
+                    Frame::HostReply {
+                        ticket,
+                        reply: reply.into(),
+                    },
+                );
+            }
+            Remote::Stats => self.report_stats(),
+        }
+    }
+
+    /// A message of a peer's; an error is one that no correct peer sends.
+    pub(super) fn handle(&mut self, from: u16, frame: Frame) -> Result<(), String> {
+        match frame {
+            Frame::Page(message) => {
+                let now = clock::host_ns();
+                let from = dsm::NodeId(from);
+                self.engine
+                    .handle_message(now, from, message)
+                    .map_err(|e| e.to_string())?;
+            }
+            Frame::Hello { .. } => return Err("introduced itself twice".to_string()),
+            Frame::Ipi { cpu, vector } => {
+                self.check_cpu(cpu)?;
+                self.stats.ipis_received += 1;
+                self.interrupt(cpu, vector);
+            }
+            Frame::StartCpu {
+                ticket,
+                cpu,
+                sigset,
+            } => {
+                self.check_cpu(cpu)?;
+                let asker = Asker::Peer { node: from, ticket };
+                let _ = self.workers.send(Work::CreateCpu { cpu, sigset, asker });
+            }
+            Frame::CpuRun { cpu } => {
+                self.check_cpu(cpu)?;
+                self.release_cpu(cpu);
+            }
+            Frame::VmDrop { ticket, start, end } => {
+                self.drop_vm(start, end);
+                self.send(from, Frame::Done { ticket, result: 1 });
+            }
+            Frame::StubKick { ticket, slot } => {
+                self.kick(slot, Asker::Peer { node: from, ticket });
+            }
+            Frame::StubKill { slot } => {
+                let _ = self.workers.send(Work::KillStub(slot));
+            }
+            Frame::HostCall { ticket, request } => {
+                let _ = self.workers.send(Work::HostCall {
+                    node: from,
+                    ticket,
+                    request,
+                });
+            }
+            Frame::HostReply { ticket, reply } => return self.finish_call(ticket, &reply),
+            Frame::Done { ticket, result } => return self.finish(ticket, result),
+            Frame::ClockPing { ticket } => {
+                self.send(
+                    from,
+                    Frame::ClockPong {
+                        ticket,
+                        clock_ns: clock::guest_ns(),
+                    },
+                );
+            }
+            Frame::ClockPong { ticket, clock_ns } => match self.tickets.remove(&ticket) {
+                Some(Ticket::Clock { sent_ns }) => {
+                    clock::measured(sent_ns, clock_ns, clock::host_ns());
+                }
+                _ => return Err("answered a clock reading that nobody asked for".to_string()),
+            },
+        }
+        Ok(())
+    }
+
+    fn check_cpu(&self, cpu: u16) -> Result<(), String> {
+        match self.placement.get(usize::from(cpu)) {
+            Some(node) if *node == self.me => Ok(()),
+            _ => Err(format!("asked for CPU {cpu}, which is not on this node")),
+        }
+    }
+
+    fn node_of(&self, cpu: u64) -> u16 {
+        match self.placement.get(cpu as usize) {
+            Some(node) => *node,
+            None => control::fail(&format!("the kernel named CPU {cpu}, which has no node")),
+        }
+    }
+
+    fn answer(&mut self, asker: Asker, result: u64) {
+        match asker {
+            Asker::Slot(slot) => slots::complete(slot, result),
+            Asker::Peer { node, ticket } => self.send(node, Frame::Done { ticket, result }),
+        }
+    }
+
+    fn finish(&mut self, ticket: u64, result: u64) -> Result<(), String> {
+        match self.tickets.remove(&ticket) {
+            Some(Ticket::Slot(slot)) => slots::complete(slot, result),
+            Some(Ticket::VmDrop { slot, missing: 1 }) => slots::complete(slot, 1),
+            Some(Ticket::VmDrop { slot, missing }) => {
+                self.tickets.insert(
+                    ticket,
+                    Ticket::VmDrop {
+                        slot,
+                        missing: missing - 1,
+                    },
+                );
+            }
+            _ => return Err("answered something that nobody asked for".to_string()),
+        }
+        Ok(())
+    }
+
+    // CPUs
+
+    fn start_cpu(&mut self, slot: u32, cpu: u16, sigset: u64) {
+        match self.node_of(u64::from(cpu)) {
+            node if node == self.me => {
+                let asker = Asker::Slot(slot);
+                let _ = self.workers.send(Work::CreateCpu { cpu, sigset, asker });
+            }
+            node => {
+                let ticket = self.ticket(Ticket::Slot(slot));
+                self.send(
+                    node,
+                    Frame::StartCpu {
+                        ticket,
+                        cpu,
+                        sigset,
+                    },
+                );
+            }
+        }
+    }
+
+    fn release_cpu(&mut self, cpu: u16) {
+        match self.cpu_waiting.remove(&cpu) {
+            Some(slot) => slots::complete(slot, 1),
+            None => self.cpu_released.push(cpu),
+        }
+    }
+
+    /// Sends on the interrupts that vCPU threads have posted.
+    pub(super) fn deliver_ipis(&mut self) {
+        ipi::take(|cpu, vector| {
+            let node = self.node_of(u64::from(cpu));
+            self.stats.ipis_sent += 1;
+            if node == self.me {
+                self.interrupt(cpu, vector);
+            } else {
+                self.send(node, Frame::Ipi { cpu, vector });
+            }
+        });
+    }
+
+    fn interrupt(&self, cpu: u16, vector: u32) {
+        if let Some(thread) = self.threads.get(&cpu) {
+            ipi::queue_signal(*thread, self.image.ipi_signal, vector);
+        }
+    }
+
+    // Stubs
+
+    fn kick(&mut self, slot: u64, asker: Asker) {
+        match stub::kick(slot) {
+            None => self.answer(asker, 1),
+            Some(kick) => {
+                let job = KickJob {
+                    kicks: vec![kick],
+                    then: KickThen::Answer(asker),
+                };
+                let _ = self.kicker.send(job);
+            }
+        }
+    }
+
+    // Kernel virtual memory
+
+    /// Maps a page of kernel virtual memory; 1, or 0 if the host can't.
+    pub(super) fn map_vm(&mut self, va: u64, page: u32, protection: Protection) -> u64 {
+        self.forget_vm(va);
+        // SAFETY: replaces a page of the range that the kernel leaves to the runtime; the offset
+        // is the page's in the memory file.
+        let at = unsafe {
+            libc::mmap(
+                va as *mut _,
+                PAGE_BYTES,
+                protection.host_flags(),
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                self.view.fd(),
+                i64::from(page) * PAGE_BYTES as i64,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            let error = std::io::Error::last_os_error();
+            control::fail(&format!("mapping kernel virtual memory: {error}"));
+        }
+        self.vm.insert(va, page);
+        self.vm_of_page.entry(page).or_default().push(va);
+        1
+    }
+
+    fn forget_vm(&mut self, va: u64) {
+        if let Some(page) = self.vm.remove(&va)
+            && let Some(users) = self.vm_of_page.get_mut(&page)
+        {
+            users.retain(|user| *user != va);
+            if users.is_empty() {
+                self.vm_of_page.remove(&page);
+            }
+        }
+    }
+
+    fn drop_vm(&mut self, start: u64, end: u64) {
+        let gone: Vec<u64> = self.vm.range(start..end).map(|(va, _)| *va).collect();
+        for va in gone {
+            self.forget_vm(va);
+            // SAFETY: mapped by `map_vm`, and in no use: the kernel has removed its page table entry.
+            unsafe { libc::munmap(va as *mut _, PAGE_BYTES) };
+        }
+    }
+
+    fn drop_vm_everywhere(&mut self, slot: u32, start: u64, end: u64) {
+        self.drop_vm(start, end);
+        let others: Vec<u16> = (0..self.peers.len() as u16)
+            .filter(|n| *n != self.me)
+            .collect();
+        let ticket = self.ticket(Ticket::VmDrop {
+            slot,
+            missing: others.len(),
+        });
+        for node in others {
+            self.send(node, Frame::VmDrop { ticket, start, end });
+        }
+    }
+
+    // Host calls
+
+    fn forward_call(
+        &mut self,
+        slot: u32,
+        node_and_len: u64,
+        request: u64,
+        reply: u64,
+        capacity: u64,
+    ) {
+        let (node, len) = ((node_and_len >> 32) as u16, node_and_len as u32 as usize);
+        if usize::from(node) >= self.peers.len() || len > PAYLOAD_BYTES_MAX {
+            slots::complete(slot, 0);
+            return;
+        }
+        // SAFETY: the calling thread waits until the slot is completed, and keeps the buffer, which
+        // is not guest memory.
+        let bytes = unsafe { std::slice::from_raw_parts(request as *const u8, len) };
+        let request = Bytes::copy_from_slice(bytes);
+        self.stats.host_calls_forwarded += 1;
+        let capacity = capacity as usize;
+        let ticket = self.ticket(Ticket::HostCall {
+            slot,
+            reply,
+            capacity,
+        });
+        self.send(node, Frame::HostCall { ticket, request });
+    }
+
+    fn finish_call(&mut self, ticket: u64, bytes: &[u8]) -> Result<(), String> {
+        match self.tickets.remove(&ticket) {
+            Some(Ticket::HostCall {
+                slot,
+                reply,
+                capacity,
+            }) if bytes.len() <= capacity => {
+                // SAFETY: as in `forward_call`; the length has been checked.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(bytes.as_ptr(), reply as *mut u8, bytes.len())
+                };
+                slots::complete(slot, bytes.len() as u64);
+                Ok(())
+            }
+            _ => Err("answered a host call wrongly".to_string()),
+        }
+    }
+}
