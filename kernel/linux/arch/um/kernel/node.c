@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The kernel's side of a kernel in several processes: see node.h.
+ */
+#include <linux/console.h>
+#include <linux/cpumask.h>
+#include <linux/init.h>
+#include <linux/mm.h>
+#include <linux/proc_fs.h>
+#include <linux/sched.h>
+#include <linux/seq_file.h>
+#include <linux/string.h>
+#include <asm/pgtable.h>
+#include <as-layout.h>
+#include <node.h>
+#include <os.h>
+
+/*
+ * node_vm_fault() - an access to kernel virtual memory that isn't mapped here
+ *
+ * Each node maps a page of vmalloc's when it first touches it. The page tables
+ * are guest memory themselves, so this faults in turn; they are never freed.
+ *
+ * Context: signal, all others blocked.
+ */
+int node_vm_fault(unsigned long addr, int is_write)
+{
+	pte_t *pte = virt_to_pte(&init_mm, addr & PAGE_MASK);
+
+	if (!pte || !pte_present(*pte) || (is_write && !pte_write(*pte)))
+		return 0;
+
+	return node_vm_map(addr & PAGE_MASK, pte_val(*pte) & PAGE_MASK,
+			   is_write);
+}
+
+/*
+ * Initcalls create threads and descriptors of the host, for a device that then
+ * belongs to the node they ran on. Keep them on the first one.
+ */
+static int __init pin_init(void)
+{
+	if (node_active())
+		set_cpus_allowed_ptr(current, cpumask_of(0));
+	return 0;
+}
+pure_initcall(pin_init);
+
+static int __init unpin_init(void)
+{
+	if (node_active())
+		set_cpus_allowed_ptr(current, cpu_possible_mask);
+	return 0;
+}
+late_initcall_sync(unpin_init);
+
+/*
+ * The console of the log. It writes to the process that prints, whichever node
+ * that is, so that it works when nothing else does.
+ */
+static void node_console_write(struct console *console, const char *text,
+			       unsigned int len)
+{
+	os_node_log(text, len);
+}
+
+static struct console node_console = {
+	.name	= "span",
+	.write	= node_console_write,
+	.flags	= CON_PRINTBUFFER | CON_ANYTIME | CON_ENABLED,
+	.index	= -1,
+};
+
+static int __init node_console_init(void)
+{
+	if (node_count)
+		register_console(&node_console);
+	return 0;
+}
+console_initcall(node_console_init);
+
+/* Which CPU is on which node, for those who want to show or use it */
+static int nodes_show(struct seq_file *m, void *v)
+{
+	int cpu;
+
+	seq_puts(m, "cpu node\n");
+	for_each_possible_cpu(cpu)
+		seq_printf(m, "%d %d\n", cpu,
+			   node_active() ? node_of_cpu(cpu) : 0);
+	return 0;
+}
+
+static int __init nodes_init(void)
+{
+	if (node_count)
+		proc_create_single("span", 0444, NULL, nodes_show);
+	return 0;
+}
+late_initcall(nodes_init);
