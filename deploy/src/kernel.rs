@@ -1,0 +1,282 @@
+//! Configures and builds one kernel, out of its tree.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::config::{self, Fragments};
+use crate::error::{At, Result, broken};
+use crate::layout::{self, Layout};
+use crate::prereq;
+use crate::process;
+use crate::progress::Progress;
+use crate::source::{self, Source, Wanted};
+use crate::stamp::{self, Stamp};
+use crate::tree;
+
+/// Variables that would change what kbuild builds or where.
+const ENVIRONMENT_REMOVED: &[&str] = &[
+    "ARCH",
+    "CC",
+    "CFLAGS",
+    "CROSS_COMPILE",
+    "KAFLAGS",
+    "KBUILD_OUTPUT",
+    "KCFLAGS",
+    "KCONFIG_CONFIG",
+    "LDFLAGS",
+    "LLVM",
+    "LOCALVERSION",
+    "MAKEFLAGS",
+    "MAKELEVEL",
+    "MFLAGS",
+    "SUBARCH",
+    "V",
+    "W",
+];
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Variant {
+    /// With overlay and series, linked to libnode.so.
+    Span,
+    /// The same version and configuration as its authors wrote it.
+    Upstream,
+}
+
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    /// The executable.
+    pub(crate) linux: PathBuf,
+    pub(crate) series: String,
+}
+
+/// What stays the same while one command builds several kernels.
+#[derive(Debug)]
+pub(crate) struct Builder<'a> {
+    pub(crate) layout: &'a Layout,
+    pub(crate) progress: &'a Progress,
+    pub(crate) lock: &'a File,
+}
+
+impl Builder<'_> {
+    pub(crate) fn kernel(&self, wanted: &Wanted, variant: Variant) -> Result<Kernel> {
+        let source = source::obtain(self.layout, self.progress, self.lock, wanted)?;
+        let (tree, tree_hash, out) = match variant {
+            Variant::Upstream => {
+                let out = format!("{}-upstream", source.id);
+                (source.dir.clone(), source.id.clone(), out)
+            }
+            Variant::Span => {
+                let tree = tree::prepare(self.layout, self.progress, self.lock, &source)?;
+                (tree.dir, tree.hash, source.id.clone())
+            }
+        };
+        let out = self.layout.kernel().join("out").join(out);
+        let fragments = config::read(&self.layout.root, variant == Variant::Upstream)?;
+        let interface = match variant {
+            Variant::Span => self.link_directory()?,
+            Variant::Upstream => String::new(),
+        };
+        let hash = Stamp::default()
+            .add("tree", &tree_hash)
+            .add("config", &fragments.text)
+            .add("compiler", prereq::compiler()?)
+            .add("libnode", &interface)
+            .hex();
+        let kernel = Kernel {
+            linux: out.join("linux"),
+            series: source.series.clone(),
+        };
+        let stamp = out.join("span.stamp");
+        if !source.mutable && kernel.linux.is_file() && stamp::fresh(&stamp, &hash) {
+            self.progress
+                .stage(format!("{}: up to date", title(&source, variant)));
+            return Ok(kernel);
+        }
+        fs::create_dir_all(&out).at("create", &out)?;
+        layout::remove(&stamp)?;
+        let make = Make {
+            builder: self,
+            title: title(&source, variant),
+            tree,
+            timestamp: build_time(&source)?,
+            out,
+        };
+        make.configure(&fragments)?;
+        make.relink_if_changed(&interface)?;
+        make.build()?;
+        stamp::write_atomic(&stamp, &hash)?;
+        Ok(kernel)
+    }
+
+    fn libnode(&self) -> PathBuf {
+        self.layout.kernel().join("libnode")
+    }
+
+    /// Refreshes the copy of libnode.so that kernels are linked against, and returns the symbols it
+    /// exports. The kernel finds libnode.so beside itself when it starts, so a new libnode.so with
+    /// the same symbols needs no new link: then the copy, with its time, stays as it is.
+    fn link_directory(&self) -> Result<String> {
+        let library = self.layout.release.join("libnode.so");
+        let copy = self.libnode().join("libnode.so");
+        let exported = exported_symbols(&library)?;
+        if !copy.is_file() || exported_symbols(&copy)? != exported {
+            let dir = self.libnode();
+            fs::create_dir_all(&dir).at("create", &dir)?;
+            let content = fs::read(&library).at("read", &library)?;
+            stamp::write_atomic(&copy, content)?;
+        }
+        Ok(exported)
+    }
+}
+
+struct Make<'a> {
+    builder: &'a Builder<'a>,
+    title: String,
+    tree: PathBuf,
+    out: PathBuf,
+    timestamp: String,
+}
+
+impl Make<'_> {
+    fn configure(&self, fragments: &Fragments) -> Result<()> {
+        let all = self.out.join("fragments.config");
+        stamp::write_atomic(&all, &fragments.text)?;
+        let mut command = self.command("allnoconfig");
+        command.env("KCONFIG_ALLCONFIG", &all);
+        self.run("configure", command, |_| ())?;
+        fragments.assert_survived(&self.out.join(".config"))
+    }
+
+    /// make does not know that the kernel's symbols are resolved by libnode.so.
+    fn relink_if_changed(&self, interface: &str) -> Result<()> {
+        let linked = self.out.join("span.libnode");
+        if !stamp::fresh(&linked, interface) {
+            for product in ["vmlinux", "linux"] {
+                layout::remove(&self.out.join(product))?;
+            }
+        }
+        stamp::write_atomic(&linked, interface)
+    }
+
+    fn build(&self) -> Result<()> {
+        let progress = self.builder.progress;
+        progress.stage(format!("{}: building", self.title));
+        let mut counter = progress.counter(&self.title);
+        let mut objects = 0_u32;
+        self.run("make", self.command("linux"), |line| {
+            let object = line.and_then(compiled);
+            objects += u32::from(object.is_some());
+            counter.show(
+                &format!("{objects} objects compiled"),
+                object.unwrap_or_default(),
+            );
+        })?;
+        drop(counter);
+        let linux = self.out.join("linux");
+        if !linux.is_file() {
+            return Err(broken(format!(
+                "make succeeded without {}",
+                linux.display()
+            )));
+        }
+        progress.stage(format!("{}: {objects} objects compiled", self.title));
+        Ok(())
+    }
+
+    fn run(&self, step: &str, command: Command, on_tick: impl FnMut(Option<&str>)) -> Result<()> {
+        let name = self.out.file_name().unwrap_or_default().to_string_lossy();
+        let log = self.builder.layout.log(&format!("kernel-{name}-{step}"));
+        let stage = format!("{}: {step}", self.title);
+        process::logged(&stage, command, self.builder.lock, &log, on_tick)
+    }
+
+    fn command(&self, target: &str) -> Command {
+        let jobs = std::thread::available_parallelism().map_or(1, |count| count.get());
+        let mut command = Command::new("make");
+        for name in ENVIRONMENT_REMOVED {
+            command.env_remove(name);
+        }
+        command
+            .arg("-C")
+            .arg(&self.tree)
+            .arg(joined("O=", &self.out))
+            .arg("ARCH=um")
+            .arg(joined("SPAN_LIBNODE_DIR=", &self.builder.libnode()))
+            .arg(format!("-j{jobs}"))
+            .arg(target)
+            .env("LC_ALL", "C")
+            // The same inputs give the same file on every host: nodes compare it when they join.
+            .env("KBUILD_BUILD_TIMESTAMP", &self.timestamp)
+            .env("KBUILD_BUILD_VERSION", "1")
+            .env("KBUILD_BUILD_USER", "span")
+            .env("KBUILD_BUILD_HOST", "span");
+        command
+    }
+}
+
+fn joined(variable: &str, path: &Path) -> std::ffi::OsString {
+    let mut argument = std::ffi::OsString::from(variable);
+    argument.push(path);
+    argument
+}
+
+fn title(source: &Source, variant: Variant) -> String {
+    match variant {
+        Variant::Span => format!("kernel {}", source.version),
+        Variant::Upstream => format!("upstream kernel {}", source.version),
+    }
+}
+
+/// The object that a line of kbuild's output is about.
+fn compiled(line: &str) -> Option<&str> {
+    let (verb, object) = line.trim_start().split_once(' ')?;
+    let is_object = matches!(verb, "CC" | "AS" | "HOSTCC") && line.starts_with("  ");
+    is_object.then(|| object.trim())
+}
+
+/// When the source was made, the way `date` prints it: the kernel shows it as its build time.
+fn build_time(source: &Source) -> Result<String> {
+    let makefile = source.dir.join("Makefile");
+    let mut command = Command::new("date");
+    command
+        .args(["-u", "+%a %b %e %T UTC %Y", "-r"])
+        .arg(makefile)
+        .env("LC_ALL", "C");
+    let out = process::output(&mut command)?;
+    Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}
+
+fn exported_symbols(library: &Path) -> Result<String> {
+    let mut command = Command::new("nm");
+    command
+        .args(["--dynamic", "--defined-only", "--format=posix"])
+        .arg(library);
+    let out = process::output(&mut command)?;
+    if !out.status.success() {
+        return Err(broken(format!(
+            "{}: {}",
+            library.display(),
+            String::from_utf8_lossy(&out.stderr).trim()
+        )));
+    }
+    let listed = String::from_utf8_lossy(&out.stdout);
+    let mut names: Vec<&str> = listed
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    names.sort_unstable();
+    Ok(names.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_objects_are_counted() {
+        assert_eq!(compiled("  CC      mm/vmscan.o"), Some("mm/vmscan.o"));
+        assert_eq!(compiled("  GEN     Makefile"), None);
+        assert_eq!(compiled("mm/a.c:3: CC is"), None);
+    }
+}
