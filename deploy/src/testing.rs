@@ -38,6 +38,8 @@ pub(crate) fn run(layout: &Layout, progress: &Progress, filters: &[String]) -> R
             prereq::ensure_rust_components(builder)?;
             checks(builder, &mut tally);
         }
+        // Tests of one program start the others, which cargo does not build for them.
+        product::cargo(builder, "binaries", binaries())?;
         tests(builder, "unit-tests", &mut tally, |command| {
             command
                 .args(["--workspace", "--exclude", SYSTEM_TESTS, "--"])
@@ -171,6 +173,13 @@ fn checks(builder: &Builder<'_>, tally: &mut Tally) {
             }
         }
     }
+}
+
+fn binaries() -> Command {
+    let mut command = prereq::cargo();
+    command.args(["build", "--release", "--workspace", "--exclude"]);
+    command.args([SYSTEM_TESTS, "--bins", "--examples"]);
+    command
 }
 
 fn tests(builder: &Builder<'_>, name: &str, tally: &mut Tally, select: impl FnOnce(&mut Command)) {

@@ -1,0 +1,35 @@
+//! Whole-system tests: real guests on real processes, seen from outside as a user sees them.
+//!
+//! A test makes a [`World`], runs the `coordinator` in it ([`Up`], [`Detached`], [`Running`]), and ends
+//! with [`World::assert_clean`]. A world is everything a guest may leave something in: a runtime
+//! directory, a home, a directory for temporary files, the mounts of this machine, and the processes
+//! below this one. This process adopts orphans, so a process that outlives its guest is found here
+//! whatever it did to its session, group or parent.
+//!
+//! Tests about nodes show that nodes were crossed: [`Status`] has the counters of each, and
+//! [`Status::assert_spread`] that the CPUs are threads of different processes.
+//!
+//! Guests fill a small machine and ends are timed: worlds exist one at a time.
+
+mod leftovers;
+mod netns;
+mod process;
+mod product;
+mod status;
+mod up;
+mod world;
+
+pub use leftovers::{descendants, processes_with};
+pub use netns::{Host, Network, restrict};
+pub use process::{Outcome, Spawned, wait_until};
+pub use product::{not_tested, program, upstream_kernel};
+pub use status::{Node, Status};
+pub use up::{Detached, Running, Up, text};
+pub use world::{Owner, PATH, World};
+
+/// Longest wait for a guest to boot and run something short, in seconds. Boots take one second on an
+/// idle machine; a test that needs this long reports a guest that hangs.
+pub const SHORT_S_MAX: u64 = 60;
+
+/// What the product promises: a guest is gone this long after the event that ends it.
+pub const END_MS_MAX: u64 = 2000;

@@ -1,0 +1,88 @@
+//! `coordinator status --json`, as documented.
+
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    pub name: String,
+    pub state: String,
+    pub kernel: Option<String>,
+    pub nodes: Vec<Node>,
+    pub started: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Node {
+    pub name: String,
+    pub address: String,
+    pub pid: Option<i32>,
+    pub cpus: Vec<Cpu>,
+    pub mem_mib: u64,
+    pub resident_mib: u64,
+    pub faults: Faults,
+    pub pages_in: u64,
+    pub pages_out: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Cpu {
+    pub cpu: u16,
+    pub tid: Option<i32>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Faults {
+    pub read: u64,
+    pub write: u64,
+    pub upgrade: u64,
+    pub local: u64,
+}
+
+impl Status {
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes
+            .iter()
+            .find(|node| node.name == name)
+            .unwrap_or_else(|| panic!("no node {name} in {self:?}"))
+    }
+
+    /// The guest process of a node.
+    pub fn pid(&self, name: &str) -> i32 {
+        self.node(name).pid.expect("a guest process")
+    }
+
+    /// Expects that every node is a process of its own, and that each CPU is a thread of its node's.
+    /// Only where the numbers are those of this machine and namespace.
+    #[track_caller]
+    pub fn assert_spread(&self) {
+        let pids: BTreeSet<_> = self.nodes.iter().map(|node| node.pid).collect();
+        assert_eq!(pids.len(), self.nodes.len(), "{self:?}");
+        let mut next = 0;
+        for node in &self.nodes {
+            assert!(!node.cpus.is_empty(), "{self:?}");
+            for cpu in &node.cpus {
+                assert_eq!(cpu.cpu, next, "{self:?}");
+                next += 1;
+                let (pid, tid) = (node.pid.expect("a pid"), cpu.tid.expect("a thread"));
+                let task = format!("/proc/{pid}/task/{tid}");
+                assert!(Path::new(&task).exists(), "{task} is not there: {self:?}");
+            }
+        }
+    }
+
+    /// Expects that since `before` every node fetched pages from others and gave some away.
+    #[track_caller]
+    pub fn assert_moved(&self, before: &Status) {
+        for (now, then) in self.nodes.iter().zip(&before.nodes) {
+            assert!(
+                now.pages_in > then.pages_in && now.pages_out > then.pages_out,
+                "no pages moved to and from {}:\n{then:?}\n{now:?}",
+                now.name
+            );
+            let faults = |node: &Node| node.faults.read + node.faults.write + node.faults.upgrade;
+            assert!(faults(now) > faults(then), "no faults on {}", now.name);
+        }
+    }
+}

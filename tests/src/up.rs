@@ -1,0 +1,236 @@
+//! Guests: `coordinator up`, and what can be asked of a running one.
+
+use crate::SHORT_S_MAX;
+use crate::process::{Outcome, Spawned};
+use crate::status::Status;
+use crate::world::World;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// Options of `coordinator up`.
+#[derive(Debug)]
+pub struct Up<'w> {
+    world: &'w World,
+    options: Vec<OsString>,
+    append: String,
+    wrapper: Vec<OsString>,
+    input: Vec<u8>,
+    limit: Duration,
+}
+
+impl<'w> Up<'w> {
+    /// On three local nodes, one CPU each.
+    pub fn three(world: &'w World) -> Self {
+        Self::on(world, "a,b,c")
+    }
+
+    pub fn on(world: &'w World, nodes: &str) -> Self {
+        Self::bare(world).option("--nodes").option(nodes)
+    }
+
+    /// Without `--nodes`.
+    pub fn bare(world: &'w World) -> Self {
+        Self {
+            world,
+            options: Vec::new(),
+            // For kernels and settings that are tried out.
+            append: std::env::var("SPAN_TEST_APPEND").unwrap_or_default(),
+            wrapper: Vec::new(),
+            input: Vec::new(),
+            limit: Duration::from_secs(SHORT_S_MAX),
+        }
+    }
+
+    pub fn option(mut self, option: impl AsRef<OsStr>) -> Self {
+        self.options.push(option.as_ref().to_owned());
+        self
+    }
+
+    pub fn options(mut self, options: &[&str]) -> Self {
+        self.options.extend(options.iter().map(OsString::from));
+        self
+    }
+
+    pub fn append(mut self, arguments: &str) -> Self {
+        self.append = format!("{} {arguments}", self.append);
+        self
+    }
+
+    /// Runs the coordinator by way of another program, as `taskset -c 0`.
+    pub fn through(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(OsString::from).collect();
+        self
+    }
+
+    pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
+        self.input = input.into();
+        self
+    }
+
+    pub fn limit_s(mut self, seconds: u64) -> Self {
+        self.limit = Duration::from_secs(seconds);
+        self
+    }
+
+    /// Runs a command and takes the guest down.
+    #[track_caller]
+    pub fn run(mut self, command: &[&str]) -> Outcome {
+        let input = std::mem::take(&mut self.input);
+        let limit = self.limit;
+        let mut spawned = Spawned::start(&mut self.command(command));
+        spawned.feed(input);
+        spawned.wait(limit)
+    }
+
+    #[track_caller]
+    pub fn sh(self, script: &str) -> Outcome {
+        self.run(&["sh", "-c", script])
+    }
+
+    /// Starts a guest that stays until it is ended, at the coordinator's other end.
+    #[track_caller]
+    pub fn start(self) -> Running<'w> {
+        self.start_with("echo up; exec sleep 1000")
+    }
+
+    /// Starts a guest with a script that says `up` once it runs.
+    #[track_caller]
+    pub fn start_with(self, script: &str) -> Running<'w> {
+        let name = "running";
+        let (world, limit) = (self.world, self.limit);
+        let up = self.options(&["--name", name]);
+        let mut coordinator = Spawned::start(&mut up.command(&["sh", "-c", script]));
+        coordinator.wait_for("up\n", limit);
+        Running {
+            guest: Guest {
+                world,
+                name: name.into(),
+            },
+            coordinator,
+        }
+    }
+
+    /// Starts a guest under this name in the background.
+    #[track_caller]
+    pub fn detach(self, name: &str) -> Detached<'w> {
+        let (world, limit) = (self.world, self.limit);
+        let up = self.options(&["--detach", "--name", name]);
+        let outcome = Spawned::start(&mut up.command(&[])).wait(limit).expect(0);
+        assert_eq!(outcome.text(), name);
+        Detached(Guest {
+            world,
+            name: name.into(),
+        })
+    }
+
+    /// The coordinator's command line.
+    pub fn command(self, guest_command: &[&str]) -> Command {
+        let mut line = self.wrapper;
+        line.push(crate::product::program("coordinator").into_os_string());
+        line.push("up".into());
+        line.extend(self.options);
+        if !self.append.trim().is_empty() {
+            line.extend(["--append".into(), self.append.trim().into()]);
+        }
+        if !guest_command.is_empty() {
+            line.push("--".into());
+            line.extend(guest_command.iter().map(OsString::from));
+        }
+        let mut command = Command::new(&line[0]);
+        self.world.surround(&mut command);
+        command.args(&line[1..]);
+        command
+    }
+}
+
+/// A guest that runs, by its name.
+#[derive(Debug)]
+pub struct Guest<'w> {
+    world: &'w World,
+    name: String,
+}
+
+impl Guest<'_> {
+    #[track_caller]
+    fn ask(&self, what: &str, options: &[&str]) -> Outcome {
+        let mut command = self.world.command("coordinator");
+        command.arg(what).arg(&self.name).args(options);
+        let mut spawned = Spawned::start(&mut command);
+        spawned.feed(Vec::new());
+        spawned.wait(Duration::from_secs(SHORT_S_MAX))
+    }
+
+    /// Runs a command in the guest.
+    #[track_caller]
+    pub fn exec(&self, command: &[&str]) -> Outcome {
+        self.exec_within(command, SHORT_S_MAX)
+    }
+
+    #[track_caller]
+    pub fn exec_within(&self, argv: &[&str], seconds: u64) -> Outcome {
+        let mut spawned = self.begin(argv);
+        spawned.feed(Vec::new());
+        spawned.wait(Duration::from_secs(seconds))
+    }
+
+    /// Starts a command in the guest.
+    pub fn begin(&self, argv: &[&str]) -> Spawned {
+        let mut command = self.world.command("coordinator");
+        command.arg("exec").arg(&self.name).arg("--").args(argv);
+        Spawned::start(&mut command)
+    }
+
+    /// Runs a script in the guest, which must succeed; its output.
+    #[track_caller]
+    pub fn sh(&self, script: &str) -> String {
+        self.exec(&["sh", "-c", script]).expect(0).text()
+    }
+
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        let outcome = self.ask("status", &["--json"]).expect(0);
+        serde_json::from_slice(&outcome.stdout).expect("one JSON object")
+    }
+
+    #[track_caller]
+    pub fn logs(&self) -> String {
+        self.ask("logs", &[]).expect(0).text()
+    }
+
+    #[track_caller]
+    pub fn down(&self) -> Outcome {
+        self.ask("down", &["--json"])
+    }
+
+    pub fn run_directory(&self) -> PathBuf {
+        self.world.path("run").join("span").join(&self.name)
+    }
+}
+
+/// A guest in the background.
+#[derive(Debug)]
+pub struct Detached<'w>(Guest<'w>);
+
+impl<'w> std::ops::Deref for Detached<'w> {
+    type Target = Guest<'w>;
+
+    fn deref(&self) -> &Guest<'w> {
+        &self.0
+    }
+}
+
+/// A guest whose `coordinator up` is still there.
+#[derive(Debug)]
+pub struct Running<'w> {
+    pub guest: Guest<'w>,
+    pub coordinator: Spawned,
+}
+
+/// A file's contents as text.
+#[track_caller]
+pub fn text(path: impl AsRef<std::path::Path>) -> String {
+    let path = path.as_ref();
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}

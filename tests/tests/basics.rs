@@ -1,0 +1,121 @@
+//! What everybody does first: commands, their exit codes, and their streams.
+
+use sha2::{Digest, Sha256};
+use span_tests::{Up, World};
+use std::fmt::Write;
+
+#[test]
+fn a_command_runs_on_three_nodes() {
+    let world = World::new();
+    let outcome = Up::three(&world).run(&["nproc"]).expect(0);
+    assert_eq!(outcome.stdout, b"3\n");
+    for stage in ["connect", "map memory", "boot", "cpus online", "ready"] {
+        let lines = outcome.stderr.lines();
+        assert_eq!(lines.filter(|line| line.starts_with(stage)).count(), 1);
+    }
+    world.assert_clean();
+}
+
+#[test]
+fn six_cpus_run_on_one() {
+    let world = World::new();
+    let outcome = Up::three(&world)
+        .options(&["--cpus", "2"])
+        .through(&["taskset", "-c", "0"])
+        .sh("nproc; cat /proc/span")
+        .expect(0);
+    assert_eq!(
+        outcome.text(),
+        "6\ncpu node\n0 0\n1 0\n2 1\n3 1\n4 2\n5 2",
+        "{}",
+        outcome.stderr
+    );
+    world.assert_clean();
+}
+
+#[test]
+fn a_guest_of_one_node_and_one_of_unequal_ones() {
+    let world = World::new();
+    let outcome = Up::on(&world, "only").run(&["nproc"]).expect(0);
+    assert_eq!(outcome.text(), "1");
+    let outcome = Up::on(&world, "a,b")
+        .options(&["--cpus", "b=3", "--mem", "a=192M,b=64M"])
+        .sh("nproc; sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")
+        .expect(0);
+    let text = outcome.text();
+    let (cpus, memory) = text.split_once('\n').expect("two lines");
+    assert_eq!(cpus, "4");
+    let memory_kib: u64 = memory.parse().expect("a number");
+    assert!((200 << 10..256 << 10).contains(&memory_kib), "{memory_kib}");
+    world.assert_clean();
+}
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    let world = World::new();
+    // By way of `up`, which ends its guest, and by way of `exec`, which does not.
+    Up::three(&world).sh("exit 7").expect(7);
+    Up::three(&world).sh("kill -KILL $$").expect(137);
+    let outcome = Up::three(&world).run(&["no-such-program"]).expect(127);
+    assert!(outcome.stderr.contains("no-such-program"));
+    let guest = Up::three(&world).detach("codes");
+    guest.exec(&["sh", "-c", "exit 255"]).expect(255);
+    guest.exec(&["sh", "-c", "kill -SEGV $$"]).expect(139);
+    guest.exec(&["no-such-program"]).expect(127);
+    guest.exec(&["/etc/passwd"]).expect(126);
+    guest.exec(&["true"]).expect(0);
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
+fn streams_are_copied_to_the_byte() {
+    let world = World::new();
+    let input: Vec<u8> = (0u32..2_000_000)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[1..].to_vec())
+        .collect();
+    let outcome = Up::three(&world)
+        .input(input.clone())
+        .sh("taskset -pc 1 $$ >/dev/null; tee /dev/stderr | taskset -c 2 cat")
+        .expect(0);
+    assert_eq!(outcome.stdout.len(), input.len());
+    assert!(outcome.stdout == input, "stdout differs from stdin");
+    world.assert_clean();
+
+    let outcome = Up::three(&world)
+        .sh("echo one; echo two >&2; cat; echo three")
+        .expect(0);
+    assert_eq!(outcome.stdout, b"one\nthree\n");
+    assert!(outcome.stderr.contains("two\n"));
+    assert!(!outcome.stderr.contains("three"));
+    world.assert_clean();
+}
+
+#[test]
+fn every_cpu_is_on_another_node_and_reads_the_same_file() {
+    let world = World::new();
+    let guest = Up::three(&world).detach("sums");
+    let before = guest.status();
+    before.assert_spread();
+    assert_eq!(guest.sh("cat /proc/span"), "cpu node\n0 0\n1 1\n2 2");
+
+    let file = std::fs::read("/usr/bin/python3").expect("a file to read");
+    let mut sum = String::new();
+    for byte in Sha256::digest(&file) {
+        let _ = write!(sum, "{byte:02x}");
+    }
+    let expected = format!("{sum}  /usr/bin/python3\n").repeat(3);
+    let printed = guest.sh("for c in 0 1 2; do taskset -c $c sha256sum /usr/bin/python3; done");
+    assert_eq!(printed, expected.trim_end());
+
+    let after = guest.status();
+    after.assert_moved(&before);
+    // The data crossed twice, however it got there.
+    let pages = (file.len() / 4096) as u64;
+    for name in ["b", "c"] {
+        let moved = after.node(name).pages_in - before.node(name).pages_in;
+        assert!(moved >= pages / 4, "{name}: {moved} of {pages} pages");
+    }
+    guest.down().expect(0);
+    world.assert_clean();
+}

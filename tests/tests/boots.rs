@@ -1,0 +1,34 @@
+//! To a program and out again, in a row.
+
+use span_tests::{Up, World};
+use std::time::Instant;
+
+/// `SPAN_BOOTS`; the full test is 200.
+fn count() -> u32 {
+    std::env::var("SPAN_BOOTS").map_or(5, |text| text.parse().expect("a number of boots"))
+}
+
+#[test]
+fn boots_in_a_row() {
+    let world = World::new();
+    let mut times = Vec::new();
+    for number in 1..=count() {
+        let begin = Instant::now();
+        let outcome = Up::three(&world).run(&["sh", "-c", "nproc; exit 3"]);
+        assert_eq!(
+            (outcome.code, outcome.text().as_str()),
+            (3, "3"),
+            "boot {number}: {}",
+            outcome.stderr
+        );
+        world.assert_clean();
+        times.push(begin.elapsed().as_millis());
+    }
+    times.sort_unstable();
+    println!(
+        "{} boots, median {} ms, longest {} ms",
+        times.len(),
+        times[times.len() / 2],
+        times.last().unwrap_or(&0)
+    );
+}

@@ -1,0 +1,132 @@
+//! A page that is taken away is gone from every CPU before that is said to be done.
+
+use span_tests::{Spawned, Up, World, upstream_kernel};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+const SECONDS: &str = "3";
+/// As threads of one process, then as two processes.
+const MODES: &str = "protect,move,fork,replace,punch,pageout";
+/// Fewer in the given time would prove nothing.
+const MOVES_MIN: u64 = 3;
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Result {
+    moves: u64,
+    writes: u64,
+    lost: u64,
+}
+
+/// Compiles the program so that it is its own root file system, if need be.
+fn mover(world: &World) -> PathBuf {
+    let source = world.file("mover.c", include_str!("../programs/mover.c"));
+    let program = source.with_extension("");
+    let mut compiler = Command::new("gcc");
+    compiler
+        .args(["-O2", "-static", "-pthread", "-o"])
+        .arg(&program)
+        .arg(&source);
+    Spawned::start(&mut compiler)
+        .wait(Duration::from_secs(60))
+        .expect(0);
+    program
+}
+
+/// A disk to swap to.
+fn swap(world: &World) -> PathBuf {
+    world.file("swap", vec![0; 8 << 20])
+}
+
+/// Lines as `punch: 3769 moves, 81127168 writes, 3687 lost`.
+fn results(text: &str) -> BTreeMap<String, Result> {
+    let mut results = BTreeMap::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.trim().split([' ', ',']).collect();
+        if let [mode, moves, "moves", "", writes, "writes", "", lost, "lost"] = words[..] {
+            let number = |word: &str| word.parse().expect("a number");
+            let result = Result {
+                moves: number(moves),
+                writes: number(writes),
+                lost: number(lost),
+            };
+            results.insert(mode.trim_end_matches(':').to_string(), result);
+        }
+    }
+    results
+}
+
+fn nothing_is_lost(nodes: &str, cpus: &str) {
+    let world = World::new();
+    let program = mover(&world);
+    let guest = Up::on(&world, nodes)
+        .options(&["--cpus", cpus, "--ubd"])
+        .option(swap(&world))
+        .detach("flush");
+    guest.status().assert_spread();
+    let before = guest.status();
+    let program = program.display().to_string();
+    let outcome = guest
+        .exec_within(&[&program, MODES, SECONDS, "1", "0", "/dev/ubda"], 120)
+        .expect(0);
+    if nodes.contains(',') {
+        guest.status().assert_moved(&before);
+    }
+    let results = results(&outcome.text());
+    assert_eq!(
+        results.len(),
+        MODES.split(',').count(),
+        "{}",
+        outcome.text()
+    );
+    for (mode, result) in &results {
+        assert_eq!(result.lost, 0, "{mode}: {results:?}");
+        assert!(result.moves >= MOVES_MIN, "{mode}: {results:?}");
+        assert!(result.writes > result.moves, "{mode}: {results:?}");
+    }
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
+fn no_write_is_lost_on_one_node() {
+    nothing_is_lost("a", "2");
+}
+
+#[test]
+fn no_write_is_lost_across_nodes() {
+    nothing_is_lost("a,b", "1");
+}
+
+/// The test can fail: upstream's kernel fails it.
+#[test]
+fn upstream_loses_writes() {
+    let Some(kernel) = upstream_kernel() else {
+        span_tests::not_tested(
+            "upstream's kernel: `cargo dev kernel --upstream` builds it, SPAN_UPSTREAM names its directory",
+        );
+        return;
+    };
+    let world = World::new();
+    let program = mover(&world);
+    let mut command = Command::new(kernel);
+    world.surround(&mut command);
+    command
+        .args(["mem=128M", "ncpus=2", "seccomp=on"])
+        .args(["root=none", "rootfstype=hostfs", "rootflags=/", "rw"])
+        .args(["con=null", "con0=null,fd:1"])
+        .arg(format!("uml_dir={}", world.path("work").display()))
+        .arg(format!("init={}", program.display()))
+        .args(["--", "punch", SECONDS, "1", "0"]);
+    let outcome = Spawned::start(&mut command).wait(Duration::from_secs(60));
+    let results = results(&outcome.text());
+    let punch = results.get("punch").copied().unwrap_or_default();
+    assert!(
+        punch.moves > MOVES_MIN && punch.lost > 0,
+        "{results:?}\n{}\n{}",
+        outcome.text(),
+        outcome.stderr
+    );
+    world.assert_clean();
+}
