@@ -131,5 +131,4 @@ pub(crate) struct UpOptions {
 pub(crate) enum PagingOption {
     Auto,
     Mprotect,
-    Uffd,
 }

@@ -530,7 +530,6 @@ impl Guest {
                 setup: Setup {
                     node: index as u16,
                     nodes: self.plan.nodes.clone(),
-                    paging: self.plan.paging,
                     bind,
                     authority: certificates.authority.clone(),
                     certificate: certificate.certificate,

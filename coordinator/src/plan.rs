@@ -6,7 +6,7 @@ use crate::cli::{PagingOption, UpOptions};
 use crate::failure::Failure;
 use crate::options::{self, Place, Root};
 use span_api::auth::{Token, TokenError};
-use span_api::guest::{NodeSpec, Paging};
+use span_api::guest::NodeSpec;
 use std::error::Error;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,6 @@ pub(crate) struct Plan {
     pub(crate) name: Option<String>,
     pub(crate) nodes: Vec<NodeSpec>,
     pub(crate) places: Vec<Place>,
-    pub(crate) paging: Paging,
     /// Kernel arguments but for those that depend on the guest's name or an agent.
     pub(crate) arguments: Vec<Vec<u8>>,
     /// What the user appended; last on the kernel's command line.
@@ -49,6 +48,10 @@ impl Plan {
             return Err(Failure::usage(
                 "--detach takes no CMD; run it with `coordinator exec` once the guest is up",
             ));
+        }
+        // There is one way to protect pages, so there is nothing to tell the nodes.
+        match up.paging {
+            PagingOption::Auto | PagingOption::Mprotect => {}
         }
         let first_is_local = places[0] == Place::Local;
         let host_root = up.root == "host" && first_is_local;
@@ -78,11 +81,6 @@ impl Plan {
             name: up.name.clone(),
             nodes: number(names, &cpus, &memory),
             places,
-            paging: match up.paging {
-                PagingOption::Auto => Paging::Auto,
-                PagingOption::Mprotect => Paging::Mprotect,
-                PagingOption::Uffd => Paging::Uffd,
-            },
             arguments,
             appended,
             readable: storage.readable,

@@ -52,6 +52,10 @@ fn options_that_cannot_be_used() {
             &["--ubd", "/no/such"],
         ),
         (three().options(&["--paging", "magic"]), &["--paging"]),
+        (
+            three().options(&["--paging", "uffd"]),
+            &["--paging", "uffd", "auto, mprotect"],
+        ),
         (three().options(&["--name", "../x"]), &["--name"]),
         (three().option("--no-such-option"), &["--no-such-option"]),
         (

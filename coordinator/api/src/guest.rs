@@ -31,22 +31,12 @@ pub struct NodeSpec {
     pub memory_bytes: u64,
 }
 
-/// Which host mechanism protects guest pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Paging {
-    /// userfaultfd where the host offers what is needed, else mprotect.
-    Auto,
-    Mprotect,
-    Uffd,
-}
-
 /// Everything a runtime must know before it can meet its peers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Setup {
     /// This node's index in `nodes`.
     pub node: u16,
     pub nodes: Vec<NodeSpec>,
-    pub paging: Paging,
     /// Address to bind the QUIC socket to; the port is the kernel's choice.
     pub bind: IpAddr,
     /// DER: the guest's own certificate authority, and this node's certificate and PKCS#8 key. A

@@ -115,7 +115,11 @@ fn options_are_checked_before_anything_is_started() {
         ),
         (
             &["--nodes", "a", "--paging", "magic"],
-            &["--paging", "magic", "mprotect"],
+            &["--paging", "magic", "auto, mprotect"],
+        ),
+        (
+            &["--nodes", "a", "--paging", "uffd"],
+            &["--paging", "uffd", "auto, mprotect"],
         ),
         (
             &["--nodes", "a", "--detach", "--", "true"],
