@@ -2,13 +2,17 @@
 //! [`span_api::guest`] like the runtime, meets its peers over UDP, and on the first node speaks
 //! [`span_api::session`] like the guest's init, running commands on the host.
 //!
-//! It looks at `fake.…` kernel arguments: `fake.hang=connect|boot` stops there, `fake.cpus=N` brings up
-//! fewer CPUs, `fake.stub` starts a process that must not outlive it.
+//! It looks at `fake.…` kernel arguments: `fake.hang=hello|connect|boot` stops there, `fake.cpus=N` brings up
+//! fewer CPUs, `fake.stub` starts a process that must not outlive it, `fake.build=ID` is of another
+//! build, `fake.host=N:cpu|xsave|much` has node N on a host of another kind, `fake.answers=FILE` answers
+//! questions only once there is that file.
 //! Commands that begin with `fake-` make things happen that a test cannot make happen from outside.
 
 use span_api::PROTOCOL_VERSION;
 use span_api::codec;
 use span_api::guest::{FromGuest, GUEST_FD_ENV, HaltKind, Setup, Stats, ToGuest};
+use span_api::host::{FEATURES, Host, Xsave, XsavePart};
+use span_api::link::Hello;
 use span_api::session::{Command, Exit, FromInit, ToInit, WINDOW_BYTES};
 use std::collections::HashMap;
 use std::fs::File;
@@ -69,9 +73,21 @@ fn main() {
         stub.arg("1000").spawn().unwrap();
     }
 
-    let Some(ToGuest::Setup(setup)) = codec::read(&mut agent).unwrap() else {
-        panic!("no setup")
+    if argument("fake.hang=").as_deref() == Some("hello") {
+        std::thread::park();
+    }
+    let mut hello = Hello::new(None);
+    if let Some(build) = argument("fake.build=") {
+        hello.build = build;
+    }
+    codec::write(&mut agent, &hello).unwrap();
+    // That of another build would not understand what follows.
+    let Ok(Some(ToGuest::Setup(setup))) = codec::read(&mut agent) else {
+        std::thread::park();
+        unreachable!("ended by its agent");
     };
+    let host = Box::new(host(setup.node));
+    codec::write(&mut agent, &FromGuest::Host(host)).unwrap();
     assert!(!setup.certificate.is_empty() && !setup.key.is_empty());
     let socket = UdpSocket::bind((setup.bind, 0)).unwrap();
     let port = socket.local_addr().unwrap().port();
@@ -136,6 +152,34 @@ fn main() {
         }
     }
     exit(1);
+}
+
+fn host(node: u16) -> Host {
+    let mut host = Host {
+        page_bytes: 4096,
+        features: FEATURES.map(|word| word.mask()),
+        xsave: Xsave {
+            components: 7,
+            bytes: 832,
+            parts: vec![XsavePart {
+                component: 2,
+                offset: 576,
+                bytes: 256,
+            }],
+        },
+    };
+    let different = argument("fake.host=").and_then(|value| {
+        let (other, what) = value.split_once(':').unwrap();
+        (other == node.to_string()).then(|| what.to_string())
+    });
+    match different.as_deref() {
+        None => {}
+        Some("cpu") => host.features[0] = 0,
+        Some("xsave") => host.xsave.bytes += 64,
+        Some("much") => host.xsave.parts = vec![host.xsave.parts[0]; 1000],
+        Some(other) => panic!("{other}"),
+    }
+    host
 }
 
 fn say(agent: &Mutex<UnixStream>, message: FromGuest) {

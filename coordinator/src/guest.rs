@@ -6,6 +6,7 @@
 
 mod counters;
 mod ending;
+mod hosts;
 
 pub(crate) use ending::Ending;
 
@@ -24,6 +25,7 @@ use crate::stdio::{self, Ended};
 use crate::terminal;
 use ending::Cause;
 use span_api::guest::{FromGuest, HaltKind, Setup, Stats, ToGuest};
+use span_api::host::Host;
 use span_api::link::{FromAgent, Spawn, ToAgent};
 use span_api::session::Command;
 use std::collections::BTreeMap;
@@ -97,6 +99,7 @@ pub(crate) enum Foreground {
 #[derive(Debug, Default)]
 struct Node {
     link: Option<Link>,
+    host: Option<Host>,
     /// Where its runtime listens for its peers.
     address: Option<IpAddr>,
     port: Option<u16>,
@@ -333,6 +336,7 @@ impl Guest {
 
     fn runtime(&mut self, node: usize, message: FromGuest) -> Result<(), Cause> {
         match message {
+            FromGuest::Host(host) => self.described(node, *host)?,
             FromGuest::Bound { port } => self.nodes[node].port = Some(port),
             FromGuest::Connected => self.nodes[node].connected = true,
             FromGuest::CpuOnline { cpu, tid } => {
@@ -386,7 +390,7 @@ impl Guest {
                         .stage("connect", &format!("{nodes} node{plural}"));
                     self.phase = Phase::Map;
                 }
-                Phase::Map if all(|node| node.port.is_some()) => {
+                Phase::Map if all(|node| node.host.is_some() && node.port.is_some()) => {
                     let addresses = self
                         .nodes
                         .iter()

@@ -11,8 +11,8 @@ use crate::directory::Directory;
 use crate::link::{Link, Sender, chain};
 use crate::process::{Process, Start};
 use span_api::codec;
-use span_api::guest::{FromGuest, ToGuest};
-use span_api::link::{CHUNK_BYTES_MAX, FromAgent, Spawn, ToAgent};
+use span_api::guest::{FromGuest, Setup, ToGuest};
+use span_api::link::{CHUNK_BYTES_MAX, FromAgent, Hello, Spawn, ToAgent};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,9 @@ const GUEST_QUEUE_MESSAGES_MAX: usize = 16;
 
 /// Longest wait for a session stream that the coordinator opened beside the link.
 const SESSION_MS_MAX: u64 = 5000;
+
+/// Longest wait for the first word of a guest process: one of another version may wait for the agent's.
+const HELLO_MS_MAX: u64 = 10_000;
 
 /// Longest wait for the last words of a guest process that is gone, and for them to be taken.
 const DRAIN_MS_MAX: u64 = 200;
@@ -259,20 +262,23 @@ impl Guest {
         let (messages, queue) = mpsc::channel(GUEST_QUEUE_MESSAGES_MAX);
         tokio::spawn(to_guest(writer, queue));
         let relays = [
-            tokio::spawn(from_guest(reader, sender.clone())),
+            tokio::spawn(from_guest(
+                reader,
+                spawn.setup,
+                messages.clone(),
+                sender.clone(),
+            )),
             tokio::spawn(from_log(log, sender.clone())),
         ];
         let (keep, kept) = oneshot::channel();
         let supervisor = tokio::spawn(supervise(process, relays, kept, sender));
-        let guest = Self {
+        Ok(Self {
             pid,
             messages,
             keep,
             supervisor,
             _directory: directory,
-        };
-        guest.send(ToGuest::Setup(Box::new(spawn.setup)))?;
-        Ok(guest)
+        })
     }
 
     fn send(&self, message: ToGuest) -> Result<(), String> {
@@ -326,7 +332,24 @@ async fn to_guest(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<ToGuest>
     }
 }
 
-async fn from_guest(mut reader: OwnedReadHalf, sender: Sender) {
+/// Sets the guest process up if it is of this build, and relays what it says.
+async fn from_guest(
+    mut reader: OwnedReadHalf,
+    setup: Setup,
+    messages: mpsc::Sender<ToGuest>,
+    sender: Sender,
+) {
+    match hello(&mut reader).await {
+        Ok(true) => {}
+        Ok(false) => return,
+        Err(line) => {
+            let _ = sender.send(FromAgent::Guest(FromGuest::Failed(line))).await;
+            return;
+        }
+    }
+    // Nothing else is sent before it has answered.
+    let _ = messages.send(ToGuest::Setup(Box::new(setup))).await;
+    drop(messages);
     loop {
         let message = match codec::read_async::<FromGuest>(&mut reader).await {
             Ok(Some(message)) => FromAgent::Guest(message),
@@ -342,6 +365,22 @@ async fn from_guest(mut reader: OwnedReadHalf, sender: Sender) {
         if sender.send(message).await.is_err() {
             return;
         }
+    }
+}
+
+/// Reads the greeting of the guest process; false if it ended instead. An error is one line.
+async fn hello(reader: &mut OwnedReadHalf) -> Result<bool, String> {
+    let greeting = codec::read_async::<Hello>(reader);
+    match timeout(Duration::from_millis(HELLO_MS_MAX), greeting).await {
+        Ok(Ok(Some(hello))) => match hello.check() {
+            Ok(()) => Ok(true),
+            Err(error) => Err(format!("its libnode.so is {error}")),
+        },
+        Ok(Ok(None) | Err(codec::CodecError::Io(_))) => Ok(false),
+        Ok(Err(error)) => Err(format!("its libnode.so is no part of Span: {error}")),
+        Err(_) => Err(format!(
+            "its libnode.so is another version: no greeting within {HELLO_MS_MAX} ms"
+        )),
     }
 }
 

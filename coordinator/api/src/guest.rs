@@ -3,17 +3,20 @@
 //! The agent starts `linux` with one end of a stream socket, whose descriptor number is in the
 //! environment variable [`GUEST_FD_ENV`]. Order of a start:
 //!
-//! 1. agent sends [`ToGuest::Setup`]; the runtime maps memory, binds its UDP socket and answers
+//! 1. the runtime sends [`crate::link::Hello`], which the agent checks before it says anything, and
+//!    [`FromGuest::Host`], with which the coordinator makes sure that the hosts are alike;
+//! 2. agent sends [`ToGuest::Setup`]; the runtime maps memory, binds its UDP socket and answers
 //!    [`FromGuest::Bound`];
-//! 2. the coordinator collects all nodes' addresses and has every agent send [`ToGuest::Peers`]; the
+//! 3. the coordinator collects all nodes' addresses and has every agent send [`ToGuest::Peers`]; the
 //!    runtimes connect to each other, each answers [`FromGuest::Connected`];
-//! 3. when all are connected, every agent sends [`ToGuest::Start`]: the first node boots the kernel,
+//! 4. when all are connected, every agent sends [`ToGuest::Start`]: the first node boots the kernel,
 //!    the others wait to be given virtual CPUs. [`FromGuest::CpuOnline`] comes once per virtual CPU.
 //!
 //! The conversation ends with [`ToGuest::Terminate`], with the end of the stream (the agent died: the
 //! runtime exits at once), or with [`FromGuest::Halted`], [`FromGuest::Panicked`] or
 //! [`FromGuest::Failed`], after which the guest process has nothing more to do and is ended by its agent.
 
+use crate::host::Host;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
@@ -95,6 +98,7 @@ pub enum HaltKind {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FromGuest {
+    Host(Box<Host>),
     Bound {
         port: u16,
     },

@@ -15,6 +15,7 @@
 pub mod auth;
 pub mod codec;
 pub mod guest;
+pub mod host;
 pub mod link;
 pub mod session;
 

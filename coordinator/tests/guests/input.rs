@@ -174,6 +174,55 @@ fn a_node_of_another_version_is_refused() {
 }
 
 #[test]
+fn a_guest_process_of_another_version_is_refused() {
+    let place = Place::new();
+    let ran = place.words("up --nodes a,b --append fake.build=0.0.1-other -- true");
+    assert_eq!(ran.code, 125, "{ran:?}");
+    let said = "its libnode.so is another version: build 0.0.1-other, here ";
+    assert!(ran.line().contains(said), "{ran:?}");
+    // One from before there were greetings waits for the agent's first message.
+    let ran = place.words("up --nodes a,b --append fake.hang=hello -- true");
+    assert_eq!(ran.code, 125, "{ran:?}");
+    let said = "its libnode.so is another version: no greeting within";
+    assert!(ran.line().contains(said), "{ran:?}");
+}
+
+#[test]
+fn hosts_that_differ_are_refused() {
+    let place = Place::new();
+    let cannot = "cannot be in one guest with node a: its CPU";
+    for (nodes, host, line) in [
+        (
+            "a,b",
+            "1:cpu",
+            format!("node b {cannot} lacks tsc, cx8, cmov, "),
+        ),
+        (
+            "a,b,c",
+            "2:xsave",
+            format!("node c {cannot} state takes 896 bytes, there 832"),
+        ),
+        // The first is what the others are compared with.
+        (
+            "a,b",
+            "0:xsave",
+            format!("node b {cannot} state takes 832 bytes, there 896"),
+        ),
+        (
+            "a,b",
+            "1:much",
+            "node b: its runtime did not describe its host".into(),
+        ),
+    ] {
+        let words = format!("up --nodes {nodes} --append fake.host={host} -- true");
+        let ran = place.words(&words);
+        assert_eq!(ran.code, 125, "{ran:?}");
+        let line = format!("coordinator: {line}");
+        assert!(ran.line().starts_with(&line), "{ran:?}");
+    }
+}
+
+#[test]
 fn a_node_that_is_none_is_refused() {
     for script in [
         "#!/bin/sh\nexit 1\n",

@@ -5,6 +5,7 @@
 //! then stands still until it is ended: other nodes may still read from it.
 
 use span_api::guest::{FromGuest, GUEST_FD_ENV, Setup, ToGuest};
+use span_api::link::Hello;
 use span_api::{codec, guest};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -25,9 +26,11 @@ pub(crate) fn connect() -> bool {
     };
     // SAFETY: the agent passes the descriptor on to this process for nothing else.
     let reader = unsafe { UnixStream::from_raw_fd(fd) };
-    let Ok(writer) = reader.try_clone() else {
+    let Ok(mut writer) = reader.try_clone() else {
         die("the agent's socket can't be used")
     };
+    // An agent that is gone is noticed by the reader.
+    let _ = codec::write(&mut writer, &Hello::new(None));
     WRITER.set(Mutex::new(writer)).expect("connected once");
     READER.set(Mutex::new(reader)).expect("connected once");
     true

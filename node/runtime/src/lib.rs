@@ -21,6 +21,7 @@
 mod clock;
 mod control;
 pub mod ffi;
+mod host;
 pub mod hostcall;
 mod image;
 mod ipi;

@@ -3,7 +3,7 @@
 use crate::image::NodeImage;
 use crate::pager::{self, Inbox, Meeting, Remote};
 use crate::view::View;
-use crate::{clock, control, hostcall, image, stub};
+use crate::{clock, control, host, hostcall, image, stub};
 use span_api::guest::{FromGuest, Setup};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, Ordering::Relaxed};
 use std::sync::{Mutex, mpsc};
@@ -39,6 +39,10 @@ fn forward_call(node: u16, request: &[u8], reply: &mut [u8]) -> usize {
 pub(crate) fn join() -> Option<Setup> {
     if !control::connect() {
         return None;
+    }
+    control::send(&FromGuest::Host(Box::new(host::describe())));
+    if let Err(line) = host::check_stub_addresses() {
+        control::fail(&line);
     }
     let setup = control::receive_setup();
     NODE.store(setup.node, Relaxed);
