@@ -9,7 +9,7 @@
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use span_api::guest::GUEST_FD_ENV;
 use span_api::link::ProcessEnd;
@@ -22,10 +22,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Instant, sleep};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// Longest wait for killed processes to be gone.
 const REAP_MS_MAX: u64 = 1000;
+
+/// Longest time that a guest process may be stopped by a signal. Its peers would give it up a little
+/// later, without knowing why.
+const STOPPED_MS_MAX: u64 = 1000;
 
 /// Environment that a guest process gets from this one: what its host half may look at.
 const ENVIRONMENT_KEPT: [&str; 6] = [
@@ -50,6 +55,15 @@ pub(crate) fn adopt_orphans() -> io::Result<()> {
 pub(crate) struct Process {
     pid: Pid,
     pidfd: AsyncFd<OwnedFd>,
+    /// Tells that a child was stopped, continued or ended.
+    changes: Signals,
+}
+
+/// What a guest process did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    Ended,
+    Stopped(Signal),
 }
 
 /// What a guest process is started with.
@@ -75,6 +89,8 @@ impl Process {
         let guest_fd = start.guest.as_raw_fd();
         let session_fd = start.session.as_ref().map(AsRawFd::as_raw_fd);
         let parent = nix::unistd::getpid();
+        // From before there is a child whose changes could be missed.
+        let changes = signal(SignalKind::child())?;
 
         let mut command = Command::new(start.program);
         command.arg0("linux");
@@ -110,7 +126,11 @@ impl Process {
 
         let pid = Pid::from_raw(child.id() as i32);
         match pidfd_open(pid).and_then(watch) {
-            Ok(pidfd) => Ok(Self { pid, pidfd }),
+            Ok(pidfd) => Ok(Self {
+                pid,
+                pidfd,
+                changes,
+            }),
             Err(error) => {
                 let _ = killpg(pid, Signal::SIGKILL);
                 let _ = waitpid(pid, None);
@@ -123,10 +143,37 @@ impl Process {
         self.pid.as_raw()
     }
 
-    /// Waits until the process has ended by itself. May be cancelled.
-    pub(crate) async fn ended(&self) {
-        // A pidfd becomes readable when its process ends, and stays so.
-        let _ = self.pidfd.readable().await;
+    /// Waits until the process has ended, or has been stopped for too long. May be cancelled.
+    pub(crate) async fn change(&mut self) -> Change {
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WCONTINUED | WaitPidFlag::WNOHANG;
+        let mut stopped: Option<(Signal, Instant)> = None;
+        loop {
+            match waitid(Id::Pid(self.pid), flags) {
+                Ok(WaitStatus::Stopped(_, signal)) => {
+                    let until = Instant::now() + Duration::from_millis(STOPPED_MS_MAX);
+                    stopped = Some((signal, until));
+                }
+                Ok(WaitStatus::Continued(_)) => stopped = None,
+                // Another child changed, or this one has ended.
+                Ok(_) | Err(_) => {}
+            }
+            if let Some((signal, until)) = stopped
+                && until <= Instant::now()
+            {
+                return Change::Stopped(signal);
+            }
+            let changed = async {
+                match stopped {
+                    Some((_, until)) => _ = timeout_at(until, self.changes.recv()).await,
+                    None => _ = self.changes.recv().await,
+                }
+            };
+            tokio::select! {
+                // A pidfd becomes readable when its process ends, and stays so.
+                _ = self.pidfd.readable() => return Change::Ended,
+                () = changed => {}
+            }
+        }
     }
 
     /// Kills the process, if it still runs, and everything it left in its process group, and waits
@@ -134,7 +181,7 @@ impl Process {
     pub(crate) async fn end(self) -> ProcessEnd {
         // The leader is not reaped yet, so its number cannot mean another group.
         let _ = killpg(self.pid, Signal::SIGKILL);
-        self.ended().await;
+        let _ = self.pidfd.readable().await;
         let end = match waitpid(self.pid, None) {
             Ok(WaitStatus::Exited(_, code)) => ProcessEnd::Code(code),
             Ok(WaitStatus::Signaled(_, signal, _)) => ProcessEnd::Signal(signal as i32),

@@ -9,7 +9,7 @@
 use crate::artefacts::{Artefacts, Cache};
 use crate::directory::Directory;
 use crate::link::{Link, Sender, chain};
-use crate::process::{Process, Start};
+use crate::process::{Change, Process, Start};
 use span_api::codec;
 use span_api::guest::{FromGuest, Setup, ToGuest};
 use span_api::link::{CHUNK_BYTES_MAX, FromAgent, Hello, Spawn, ToAgent};
@@ -297,17 +297,29 @@ impl Guest {
     }
 }
 
-/// Reports the end of the process, after everything it said; ends it when `kept` is dropped.
+/// Reports the end of the process, after everything it said; ends it when `kept` is dropped. A process
+/// that was stopped is reported to be lost.
 async fn supervise(
-    process: Process,
+    mut process: Process,
     relays: [JoinHandle<()>; 2],
     mut kept: oneshot::Receiver<()>,
     sender: Sender,
 ) {
-    let asked = tokio::select! {
-        () = process.ended() => false,
-        _ = &mut kept => true,
+    let change = tokio::select! {
+        change = process.change() => Some(change),
+        _ = &mut kept => None,
     };
+    if let Some(Change::Stopped(signal)) = change {
+        let line = format!("its guest process was stopped by {signal}");
+        let report = async {
+            let _ = sender.send(FromAgent::Failed(line)).await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = report => {}
+            _ = &mut kept => {}
+        }
+    }
     let end = process.end().await;
     for relay in relays {
         let abort = relay.abort_handle();
@@ -318,7 +330,7 @@ async fn supervise(
             abort.abort();
         }
     }
-    if !asked {
+    if change == Some(Change::Ended) {
         let _ = sender.send(FromAgent::Exited(end)).await;
     }
 }

@@ -67,6 +67,34 @@ fn a_stopped_agent_is_a_lost_node() {
 }
 
 #[test]
+fn a_stopped_guest_process_is_a_lost_node() {
+    // With no peer that would notice, and with some.
+    for (nodes, index, name) in [("a", 0, "a"), ("a,b", 0, "a"), ("a,b,c", 2, "c")] {
+        let ran = ends(nodes, "cat", |place, _| {
+            kill(pid_of_node(place, index) as i32, libc::SIGSTOP);
+        });
+        assert_eq!(ran.code, 70, "{ran:?}");
+        let line =
+            format!("coordinator: node {name} was lost: its guest process was stopped by SIGSTOP");
+        assert_eq!(ran.line(), line);
+    }
+}
+
+#[test]
+fn a_guest_process_that_is_continued_in_time_is_not_lost() {
+    let place = Place::new();
+    let mut up = place.up("--nodes a,b -- cat");
+    let pid = pid_of_node(&place, 0) as i32;
+    for _ in 0..3 {
+        kill(pid, libc::SIGSTOP);
+        std::thread::sleep(Duration::from_millis(500));
+        kill(pid, libc::SIGCONT);
+    }
+    up.type_in("still here\n");
+    assert_eq!(up.end().stdout, "still here\n");
+}
+
+#[test]
 fn a_killed_coordinator_leaves_nothing() {
     let ran = ends("a,b,c", "cat", |_, pid| kill(pid, libc::SIGKILL));
     assert_eq!(ran.code, -libc::SIGKILL);
