@@ -297,10 +297,7 @@ impl Guest {
                 "the command ended without an exit code".into(),
             )),
             Event::Signal(signal) => Err(Cause::Signal(signal)),
-            Event::Request(Request::Status(reply)) => {
-                self.request_status(reply);
-                Ok(())
-            }
+            Event::Request(Request::Status(reply)) => self.request_status(reply),
             Event::Request(Request::Down) => Err(Cause::Down),
         }
     }

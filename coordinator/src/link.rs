@@ -20,7 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// Messages waiting to be written to one agent.
+/// Messages waiting to be written to one agent. Files wait for room; everything else that a coordinator
+/// ever has to say at one time is much less: the steps of the start, one question, the end.
 const QUEUE_MESSAGES_MAX: usize = 32;
 
 /// Longest wait for an agent's greeting.

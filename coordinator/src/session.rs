@@ -124,12 +124,13 @@ impl Sessions {
         })
     }
 
-    /// Asks init to end the guest; returns whether it could be asked at once.
+    /// Asks init to end the guest, after what it is still to be told; false if it is gone.
     pub(crate) fn power_off(&self) -> bool {
-        self.to_init.try_send(ToInit::PowerOff).is_ok()
+        self.send_later(ToInit::PowerOff);
+        !self.to_init.is_closed()
     }
 
-    /// Sends without waiting: who reads from init must not wait until init reads.
+    /// Sends without waiting: who reads from init, or has to end it, must not wait until init reads.
     fn send_later(&self, message: ToInit) {
         if let Err(mpsc::error::TrySendError::Full(message)) = self.to_init.try_send(message) {
             let to_init = self.to_init.clone();

@@ -1,5 +1,6 @@
 //! The status of a guest, for which its nodes are asked for their counters.
 
+use super::ending::Cause;
 use super::{Guest, Phase};
 use crate::options::Place;
 use crate::status::{Counters, Cpu, Faults, NodeStatus, Status, rfc3339};
@@ -18,7 +19,7 @@ const REQUESTS_MAX: usize = 64;
 const PAGES_PER_MIB: u64 = 256;
 
 impl Guest {
-    pub(super) fn request_status(&mut self, reply: oneshot::Sender<Status>) {
+    pub(super) fn request_status(&mut self, reply: oneshot::Sender<Status>) -> Result<(), Cause> {
         // A request dropped is answered with an error at the other end.
         if self.status_requests.len() < REQUESTS_MAX {
             self.status_requests.push(reply);
@@ -27,12 +28,15 @@ impl Guest {
             self.answer_status();
         } else if self.status_deadline.is_none() {
             for node in 0..self.nodes.len() {
-                self.nodes[node].stats_due = true;
-                // A node that does not take messages is found out by its heartbeat.
-                let _ = self.send(node, ToAgent::Guest(ToGuest::Stats));
+                // A node that has not answered yet is not asked again: what is said to one that is
+                // slow must not pile up.
+                if !std::mem::replace(&mut self.nodes[node].stats_due, true) {
+                    self.send(node, ToAgent::Guest(ToGuest::Stats))?;
+                }
             }
             self.status_deadline = Some(Instant::now() + Duration::from_millis(STATS_MS_MAX));
         }
+        Ok(())
     }
 
     pub(super) fn counted(&mut self, node: usize, stats: Stats) {

@@ -153,6 +153,8 @@ impl Guest {
         let booted = self.phase == Phase::Running;
         self.phase = Phase::Ending;
         self.connecting.abort_all();
+        // Who waits for counters is not kept waiting until the end.
+        self.answer_status();
         if booted && cause.is_orderly() {
             self.power_off(&cause).await;
         }

@@ -209,6 +209,58 @@ fn a_frozen_daemon_is_a_lost_node() {
 }
 
 #[test]
+fn a_daemon_that_pauses_loses_nothing() {
+    const COMMANDS: usize = 40;
+    let place = Place::new();
+    let token = place.secret("token", TOKEN);
+    let daemon = Daemon::start(&place, "d", &token);
+    let up = place.up(&format!(
+        "--nodes a={0},b={0} --token-file {1} -- cat",
+        daemon.address,
+        token.display()
+    ));
+    let pid = daemon.pid();
+    let pause = std::thread::spawn(move || {
+        kill(pid, libc::SIGSTOP);
+        // Much less than the silence that is taken for its end.
+        std::thread::sleep(Duration::from_millis(600));
+        kill(pid, libc::SIGCONT);
+    });
+    // Everything that a guest can be asked, by many at once.
+    let data = vec![b'x'; 200_000];
+    let commands: Vec<_> = (0..COMMANDS)
+        .map(|_| {
+            let mut child = place
+                .coordinator()
+                .args(["exec", "--", "sh", "-c", "cat; exit 7"])
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let (mut stdin, sent) = (child.stdin.take().unwrap(), data.clone());
+            let writer = std::thread::spawn(move || {
+                std::io::Write::write_all(&mut stdin, &sent).unwrap();
+            });
+            (child, writer)
+        })
+        .collect();
+    let questions: Vec<_> = (0..COMMANDS)
+        .map(|_| place.coordinator().arg("status").spawn().unwrap())
+        .collect();
+    pause.join().unwrap();
+    for (child, writer) in commands {
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        assert_eq!(output.status.code(), Some(7));
+        assert!(output.stdout == data, "{} bytes", output.stdout.len());
+    }
+    for child in questions {
+        assert!(child.wait_with_output().unwrap().status.success());
+    }
+    assert_eq!(up.end().code, 0);
+    daemon.stop();
+}
+
+#[test]
 fn a_killed_coordinator_ends_its_guests_elsewhere() {
     let (_, ran) = ends(|_, pid, _, _| kill(pid, libc::SIGKILL));
     assert_eq!(ran.code, -libc::SIGKILL);

@@ -23,6 +23,30 @@ fn a_detached_guest_is_reached_and_taken_down() {
 }
 
 #[test]
+fn questions_do_not_pile_up_at_a_node_that_is_slow_to_answer() {
+    let place = Place::new();
+    let answers = place.path("answers");
+    let name = place.detached(&format!(
+        "--nodes a,b --append fake.answers={}",
+        answers.display()
+    ));
+    let asked = |count: usize| {
+        let log = place.words("logs").stdout;
+        assert_eq!(log.matches("asked for counters").count(), count, "{log}");
+    };
+    for _ in 0..3 {
+        assert_eq!(place.status(&name)["nodes"][0]["pages_in"], 0);
+    }
+    asked(2);
+    std::fs::write(answers, "").unwrap();
+    wait_until("the nodes answer", || {
+        let status = place.status(&name);
+        status["nodes"][0]["pages_in"] == 5 && status["nodes"][1]["pages_in"] == 6
+    });
+    assert_eq!(place.words("down").code, 0);
+}
+
+#[test]
 fn status_says_where_everything_is() {
     let place = Place::new();
     let name = place.detached("--nodes a,b --cpus a=2 --mem a=64M,b=128M --name one");
