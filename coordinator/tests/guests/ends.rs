@@ -259,7 +259,10 @@ fn a_second_signal_does_not_wait_for_the_guest() {
     kill(pid_of_node(&place, 0) as i32, libc::SIGSTOP);
     let begin = Instant::now();
     kill(up.pid(), libc::SIGINT);
-    std::thread::sleep(Duration::from_millis(100));
+    // One signal may take another's place before it is seen.
+    wait_until("the first is seen", || {
+        place.status("")["state"] == "ending"
+    });
     kill(up.pid(), libc::SIGINT);
     assert_eq!(up.wait().code, 130);
     assert!(

@@ -130,19 +130,11 @@ fn without_a_command_the_user_gets_a_shell() {
     terminal.shows("33 99");
     terminal.shows("x42");
     resize(&terminal.keyboard, 44, 111);
-    wait_until("the size arrives", || {
-        terminal
-            .keyboard
-            .try_clone()
-            .unwrap()
-            .write_all(b"stty size\r")
-            .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        terminal.screen.lock().unwrap().contains("44 111")
-    });
+    terminal.press("until [ \"$(stty size)\" = '44 111' ]; do sleep 0.01; done; echo z$((40+4))\r");
+    terminal.shows("z44");
     // Ctrl-C is for the shell in the guest.
-    terminal.press("sleep 100\r");
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    terminal.press("sh -c 'echo w$((40+1)); exec sleep 100'\r");
+    terminal.shows("w41");
     terminal.press("\x03");
     terminal.press("echo y$((40+3))\r");
     terminal.shows("y43");
