@@ -9,12 +9,16 @@
 //! Tests about nodes show that nodes were crossed: [`Status`] has the counters of each, and
 //! [`Status::assert_spread`] that the CPUs are threads of different processes.
 //!
+//! Every wait has an end. Who waits in vain is told what the guests say of themselves; a test that
+//! hangs all the same is ended, by its name, when its [`World`] has lasted too long.
+//!
 //! Guests fill a small machine and ends are timed: worlds exist one at a time.
 
 mod leftovers;
 mod netns;
 mod process;
 mod product;
+mod report;
 mod status;
 mod up;
 mod world;
@@ -30,6 +34,9 @@ pub use world::{Owner, PATH, World};
 /// Longest wait for a guest to boot and run something short, in seconds. Boots take one second on an
 /// idle machine; a test that needs this long reports a guest that hangs.
 pub const SHORT_S_MAX: u64 = 60;
+
+/// Longest time of a test, in seconds: more than all that its steps may take.
+pub const TEST_S_MAX: u64 = 900;
 
 /// What the product promises: a guest is gone this long after the event that ends it.
 pub const END_MS_MAX: u64 = 2000;

@@ -1,5 +1,6 @@
 //! Child processes with a time limit, whose output is collected.
 
+use crate::report;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{Read, Write};
@@ -102,18 +103,40 @@ impl Spawned {
     /// Waits for `word` on stdout.
     #[track_caller]
     pub fn wait_for(&mut self, word: &str, limit: Duration) {
+        self.wait_for_word(word, limit, |spawned| {
+            String::from_utf8_lossy(&spawned.stdout()).into_owned()
+        });
+    }
+
+    /// Waits for `word` on stderr.
+    #[track_caller]
+    pub fn wait_for_said(&mut self, word: &str, limit: Duration) {
+        self.wait_for_word(word, limit, Self::stderr);
+    }
+
+    #[track_caller]
+    fn wait_for_word(&mut self, word: &str, limit: Duration, text: impl Fn(&Self) -> String) {
         let deadline = Instant::now() + limit;
-        while !String::from_utf8_lossy(&self.stdout()).contains(word) {
+        while !text(self).contains(word) {
             let status = self.child.try_wait().expect("waiting for a child");
             assert!(
                 status.is_none() && Instant::now() < deadline,
-                "no {word:?} from {} ({status:?})\nstdout: {}\nstderr: {}",
-                self.what,
-                String::from_utf8_lossy(&self.stdout()),
-                self.stderr()
+                "no {word:?} within {limit:?} ({status:?}) from {}",
+                self.so_far()
             );
             std::thread::sleep(Duration::from_millis(POLL_MS));
         }
+    }
+
+    /// What this is and what it said, and how the guests are.
+    fn so_far(&self) -> String {
+        format!(
+            "{}\nstdout: {}\nstderr: {}{}",
+            self.what,
+            String::from_utf8_lossy(&self.stdout()),
+            self.stderr(),
+            report::guests()
+        )
     }
 
     /// Waits for the end.
@@ -122,30 +145,34 @@ impl Spawned {
     ///
     /// If there is none within `limit`.
     #[track_caller]
-    pub fn wait(mut self, limit: Duration) -> Outcome {
+    pub fn wait(self, limit: Duration) -> Outcome {
+        match self.try_wait(limit) {
+            Ok(outcome) => outcome,
+            Err(spawned) => panic!("no end within {limit:?} of {}", spawned.so_far()),
+        }
+    }
+
+    /// Waits for the end; an error if there is none within `limit`.
+    pub(crate) fn try_wait(mut self, limit: Duration) -> Result<Outcome, Box<Self>> {
         drop(self.stdin.take());
         let deadline = Instant::now() + limit;
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("waiting for a child") {
                 break status;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{} did not end within {limit:?}\nstdout: {}\nstderr: {}",
-                self.what,
-                String::from_utf8_lossy(&self.stdout()),
-                self.stderr()
-            );
+            if Instant::now() >= deadline {
+                return Err(Box::new(self));
+            }
             std::thread::sleep(Duration::from_millis(POLL_MS));
         };
         let at = Instant::now();
         self.ended = true;
-        Outcome {
+        Ok(Outcome {
             code: code(status),
             stdout: self.stdout.finish(),
             stderr: String::from_utf8_lossy(&self.stderr.finish()).into_owned(),
             at,
-        }
+        })
     }
 }
 

@@ -1,8 +1,10 @@
 //! The surroundings of a test: directories of its own, and the check that nothing is left in them.
 
+use crate::TEST_S_MAX;
 use crate::leftovers::{adopt_orphans, descendants, files_below, mounts, sockets_below};
 use crate::process::wait_until;
 use crate::product::program;
+use crate::report::Deadline;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -30,12 +32,48 @@ pub enum Owner {
     User(u32),
 }
 
+/// What the processes of a world find around them.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    directory: PathBuf,
+    owner: Owner,
+}
+
 #[derive(Debug)]
 pub struct World {
     directory: tempfile::TempDir,
-    owner: Owner,
+    surroundings: Surroundings,
     mounts: BTreeSet<String>,
+    _deadline: Deadline,
     _alone: MutexGuard<'static, ()>,
+}
+
+impl Surroundings {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    pub(crate) fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(program(name));
+        self.surround(&mut command);
+        command
+    }
+
+    fn surround(&self, command: &mut Command) {
+        use std::os::unix::process::CommandExt;
+        command
+            .env_clear()
+            .env("PATH", PATH)
+            .env("LC_ALL", "C.UTF-8")
+            .env("NO_COLOR", "1")
+            .env("XDG_RUNTIME_DIR", self.path("run"))
+            .env("HOME", self.path("home"))
+            .env("TMPDIR", self.path("tmp"))
+            .current_dir("/");
+        if let Owner::User(id) = self.owner {
+            command.uid(id).gid(id);
+        }
+    }
 }
 
 impl World {
@@ -44,6 +82,15 @@ impl World {
     }
 
     pub fn of(owner: Owner) -> Self {
+        Self::make(owner, Duration::from_secs(TEST_S_MAX))
+    }
+
+    /// For a test that takes longer than others.
+    pub fn lasting(limit: Duration) -> Self {
+        Self::make(Owner::Caller, limit)
+    }
+
+    fn make(owner: Owner, limit: Duration) -> Self {
         let alone = ONE_AT_A_TIME
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -53,9 +100,14 @@ impl World {
             // Not in /tmp: a guest has one of its own, and is to find the files of the test.
             .tempdir_in("/var/tmp")
             .expect("a temporary directory");
+        let surroundings = Surroundings {
+            directory: directory.path().to_path_buf(),
+            owner,
+        };
         let world = Self {
             directory,
-            owner,
+            _deadline: Deadline::start(surroundings.clone(), limit),
+            surroundings,
             mounts: mounts(),
             _alone: alone,
         };
@@ -74,7 +126,7 @@ impl World {
 
     /// A path in this world; `work` is for files of the test itself.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.surroundings.path(name)
     }
 
     /// Writes a file into `work`.
@@ -86,26 +138,12 @@ impl World {
 
     /// A program of the product that lives in this world.
     pub fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(program(name));
-        self.surround(&mut command);
-        command
+        self.surroundings.command(name)
     }
 
     /// Gives `command` this world's directories and owner, and nothing of the caller's.
     pub fn surround(&self, command: &mut Command) {
-        use std::os::unix::process::CommandExt;
-        command
-            .env_clear()
-            .env("PATH", PATH)
-            .env("LC_ALL", "C.UTF-8")
-            .env("NO_COLOR", "1")
-            .env("XDG_RUNTIME_DIR", self.path("run"))
-            .env("HOME", self.path("home"))
-            .env("TMPDIR", self.path("tmp"))
-            .current_dir("/");
-        if let Owner::User(id) = self.owner {
-            command.uid(id).gid(id);
-        }
+        self.surroundings.surround(command);
     }
 
     /// What guests left: one line each.

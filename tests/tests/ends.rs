@@ -105,6 +105,32 @@ fn a_killed_guest_process_is_named() {
 }
 
 #[test]
+fn a_stopped_guest_process_is_named() {
+    for (nodes, name) in [("a", "a"), ("a,b,c", "a"), ("a,b,c", "c")] {
+        let world = World::new();
+        let running = Up::on(&world, nodes).start();
+        let pid = running.guest.status().pid(name);
+        let event = Instant::now();
+        signal(pid, Signal::SIGSTOP);
+        let said = format!("node {name} was lost: its guest process was stopped");
+        expect_end(&world, running.coordinator, event, 70, &said);
+    }
+}
+
+#[test]
+fn a_stopped_agent_is_named() {
+    for name in ["a", "c"] {
+        let world = World::new();
+        let running = Up::three(&world).start();
+        let agent = parent(running.guest.status().pid(name));
+        let event = Instant::now();
+        signal(agent, Signal::SIGSTOP);
+        let said = format!("node {name} was lost: nothing was heard");
+        expect_end(&world, running.coordinator, event, 70, &said);
+    }
+}
+
+#[test]
 fn a_killed_agent_is_named() {
     for name in ["a", "b", "c"] {
         let world = World::new();
@@ -164,15 +190,16 @@ fn signals_end_the_guest() {
 
 #[test]
 fn a_signal_ends_a_guest_that_boots() {
-    for wait_ms in [0, 30, 150, 600] {
+    // The first words of the lines on progress.
+    for stage in ["", "connect", "map memory", "boot"] {
         let world = World::new();
         let mut command = Up::three(&world).command(&["sleep", "100"]);
-        let coordinator = Spawned::start(&mut command);
+        let mut coordinator = Spawned::start(&mut command);
         // Once it has begun; a signal before its first instruction is for the system to handle.
         assert!(span_tests::wait_until(LIMIT, || {
             !span_tests::descendants(coordinator.pid()).is_empty()
         }));
-        std::thread::sleep(Duration::from_millis(wait_ms));
+        coordinator.wait_for_said(stage, LIMIT);
         let event = Instant::now();
         coordinator.signal(Signal::SIGTERM);
         expect_end(&world, coordinator, event, 143, "SIGTERM");
@@ -192,10 +219,15 @@ fn down_ends_the_guest() {
 #[test]
 fn a_busy_guest_ends_as_fast() {
     let world = World::new();
-    let running = Up::three(&world).start_with(
-        "for c in 0 1 2; do taskset -c $c sh -c 'while :; do :; done' & done; echo up; wait",
+    let mut running = Up::three(&world).start_with(
+        "for c in 0 1 2; do taskset -c $c sh -c \"echo busy $c; while :; do :; done\" & done; \
+         echo up; wait",
     );
-    std::thread::sleep(Duration::from_secs(1));
+    for cpu in 0..3 {
+        running
+            .coordinator
+            .wait_for(&format!("busy {cpu}\n"), LIMIT);
+    }
     assert!(!processes_with(&["linux", "span.name=running"]).is_empty());
     let event = Instant::now();
     running.coordinator.signal(Signal::SIGTERM);
