@@ -31,7 +31,6 @@ mod session;
 mod status;
 mod stdio;
 mod terminal;
-mod tls;
 mod up;
 
 use clap::{CommandFactory, Parser};

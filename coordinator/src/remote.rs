@@ -1,10 +1,10 @@
 //! Daemons on other machines, over QUIC.
 
 use crate::link::SessionStream;
-use crate::tls::Identity;
-use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use span_api::auth::{PROOF_BYTES, Role, Token};
 use span_api::link::{CLOSE_TOKEN, STREAM_LINK, STREAM_SESSION};
+use span_api::tls::Identity;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -19,14 +19,14 @@ const ADDRESSES_MAX: usize = 4;
 /// What reaching daemons needs.
 #[derive(Debug)]
 pub(crate) struct Remote {
-    identity: Identity,
+    identity: Identity<ClientConfig>,
     token: Token,
 }
 
 impl Remote {
     pub(crate) fn new(token: Token) -> Result<Self, String> {
-        let identity =
-            Identity::new().map_err(|error| format!("no certificate can be made: {error}"))?;
+        let identity = Identity::coordinator()
+            .map_err(|error| format!("no certificate can be made: {error}"))?;
         Ok(Self { identity, token })
     }
 }

@@ -18,7 +18,6 @@ mod link;
 mod process;
 mod serve;
 mod supervise;
-mod tls;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;

@@ -10,13 +10,13 @@ use crate::directory::{LockedDirectory, remove_abandoned};
 use crate::link::{Link, chain};
 use crate::process::adopt_orphans;
 use crate::supervise::{self, Host, Outcome, Over, Session};
-use crate::tls::Identity;
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig, VarInt};
 use span_api::auth::{PROOF_BYTES, Role, Token};
 use span_api::link::{
     CLOSE_BUSY, CLOSE_DONE, CLOSE_PROTOCOL, CLOSE_STOPPING, CLOSE_TOKEN, Hello, STREAM_LINK,
     STREAM_SESSION,
 };
+use span_api::tls::Identity;
 use std::fs::DirBuilder;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -59,7 +59,7 @@ pub(crate) struct Options {
 /// What all connections share.
 #[derive(Debug)]
 struct Daemon {
-    identity: Identity,
+    identity: Identity<ServerConfig>,
     token: Token,
     cache: Cache,
     work: LockedDirectory,
@@ -101,7 +101,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| failed(&error))?;
     adopt_orphans().map_err(|error| failed(&error))?;
 
-    let identity = Identity::new()
+    let identity = Identity::daemon()
         .map_err(|error| Failure::failed(format!("no certificate can be made: {error}")))?;
     let endpoint = Endpoint::server(identity.config.clone(), listen)
         .map_err(|error| Failure::failed(format!("--listen {listen}: {error}")))?;

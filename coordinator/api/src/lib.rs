@@ -1,4 +1,5 @@
-//! The messages that Span's processes exchange, and nothing else.
+//! The messages that Span's processes exchange, and how those on different machines reach and trust each
+//! other ([`auth`], [`tls`]); nothing else.
 //!
 //! Three conversations, one module each:
 //!
@@ -18,6 +19,8 @@ pub mod guest;
 pub mod host;
 pub mod link;
 pub mod session;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 /// Bumped whenever a message changes: peers that disagree refuse each other at the handshake.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -1,18 +1,14 @@
 //! Peers that misbehave towards a daemon: their connection is dropped and logged, the guests live.
 
-// The coordinator's own side of the transport, to misuse it.
-#[allow(dead_code)]
-#[path = "../../src/tls.rs"]
-mod tls;
-
 use crate::support::{Daemon, Place, TOKEN, wait_until};
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use span_api::auth::{PROOF_BYTES, Role, Token};
 use span_api::codec;
 use span_api::guest::ToGuest;
 use span_api::link::{
     Artefact, ArtefactKind, ArtefactSource, FromAgent, Hello, STREAM_LINK, STREAM_SESSION, ToAgent,
 };
+use span_api::tls::Identity;
 use std::time::Duration;
 
 /// A connection that got as far as both proofs.
@@ -23,8 +19,8 @@ struct Admitted {
     _endpoint: Endpoint,
 }
 
-async fn connect(daemon: &Daemon) -> (Endpoint, Connection, tls::Identity) {
-    let identity = tls::Identity::new().unwrap();
+async fn connect(daemon: &Daemon) -> (Endpoint, Connection, Identity<ClientConfig>) {
+    let identity = Identity::coordinator().unwrap();
     let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = daemon.address.parse().unwrap();
     let connection = endpoint
