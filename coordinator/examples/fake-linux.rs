@@ -162,6 +162,7 @@ fn main() {
 fn host(node: u16) -> Host {
     let mut host = Host {
         page_bytes: 4096,
+        stack_end: 0x7fff_ffff_f000,
         features: FEATURES.map(|word| word.mask()),
         xsave: Xsave {
             components: 7,

@@ -14,6 +14,9 @@ pub const XSAVE_PARTS_MAX: usize = 62;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     pub page_bytes: u64,
+    /// Where the stacks of processes end that are started without address randomisation. The kernel
+    /// measures it where it boots, and has its stubs there on every host.
+    pub stack_end: u64,
     /// In the order of [`FEATURES`]; bits without a name there are 0.
     pub features: [u32; FEATURES.len()],
     pub xsave: Xsave,

@@ -38,6 +38,11 @@ fn difference(host: &Host, first: &Host) -> Option<String> {
     if host.page_bytes != first.page_bytes {
         let (ours, theirs) = (host.page_bytes, first.page_bytes);
         Some(format!("its pages have {ours} bytes, there {theirs}"))
+    } else if host.stack_end != first.stack_end {
+        let (ours, theirs) = (host.stack_end, first.stack_end);
+        Some(format!(
+            "its address space ends at {ours:#x}, there at {theirs:#x}"
+        ))
     } else if !lacks.is_empty() {
         Some(format!("its CPU lacks {}", lacks.join(", ")))
     } else if !has.is_empty() {
@@ -81,6 +86,7 @@ mod tests {
     fn host() -> Host {
         Host {
             page_bytes: 4096,
+            stack_end: 0x7fff_ffff_f000,
             features: [0x0f0f_0f0f; FEATURES.len()],
             xsave: Xsave {
                 components: 7,
@@ -113,6 +119,10 @@ mod tests {
         told(
             |host| host.page_bytes = 16384,
             "its pages have 16384 bytes, there 4096",
+        );
+        told(
+            |host| host.stack_end = 0x7ffd_1234_5000,
+            "its address space ends at 0x7ffd12345000, there at 0x7ffffffff000",
         );
         // Of leaf 1 in ECX: bit 25 is set there, bit 12 is not.
         told(|host| host.features[1] ^= 1 << 25, "its CPU lacks aes");

@@ -40,9 +40,9 @@ pub(crate) fn join() -> Option<Setup> {
     if !control::connect() {
         return None;
     }
-    control::send(&FromGuest::Host(Box::new(host::describe())));
-    if let Err(line) = host::check_stub_addresses() {
-        control::fail(&line);
+    match host::describe() {
+        Ok(host) => control::send(&FromGuest::Host(Box::new(host))),
+        Err(line) => control::fail(&line),
     }
     let setup = control::receive_setup();
     NODE.store(setup.node, Relaxed);
