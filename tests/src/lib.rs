@@ -21,14 +21,16 @@ mod product;
 mod report;
 mod status;
 mod up;
+mod upstream;
 mod world;
 
 pub use leftovers::{descendants, processes_with};
 pub use netns::{Host, Network, restrict};
 pub use process::{Outcome, Spawned, wait_until};
-pub use product::{not_tested, program, upstream_kernel};
-pub use status::{Node, Status};
+pub use product::{UPSTREAM_MISSING, find, not_tested, program, upstream_kernel};
+pub use status::{Counters, Node, Status};
 pub use up::{Detached, Running, Up, text};
+pub use upstream::upstream;
 pub use world::{Owner, PATH, World};
 
 /// Longest wait for a guest to boot and run something short, in seconds. Boots take one second on an

@@ -2,24 +2,35 @@
 
 use std::path::PathBuf;
 
+/// A file of the product; if there is none, one line that says how to get it.
+pub fn find(name: &str) -> Result<PathBuf, String> {
+    let directory = std::env::var_os("SPAN_BIN").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/span")),
+        PathBuf::from,
+    );
+    let path = directory.join(name);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(format!(
+            "{} is not there: `cargo dev build` makes it, or SPAN_BIN names a directory that has it",
+            path.display()
+        ))
+    }
+}
+
 /// A file of the product.
 ///
 /// # Panics
 ///
 /// If there is none: nothing could be tested.
 pub fn program(name: &str) -> PathBuf {
-    let directory = std::env::var_os("SPAN_BIN").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/span")),
-        PathBuf::from,
-    );
-    let path = directory.join(name);
-    assert!(
-        path.is_file(),
-        "{} is not there: `cargo dev test` builds it, or SPAN_BIN names a directory that has it",
-        path.display()
-    );
-    path
+    find(name).unwrap_or_else(|missing| panic!("{missing}"))
 }
+
+/// What to say where that is missing.
+pub const UPSTREAM_MISSING: &str = "upstream's kernel: `cargo dev kernel --upstream` builds it, \
+                                    SPAN_UPSTREAM names its directory";
 
 /// The same kernel as upstream has it, from the directory in `SPAN_UPSTREAM`.
 pub fn upstream_kernel() -> Option<PathBuf> {

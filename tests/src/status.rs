@@ -24,6 +24,7 @@ pub struct Node {
     pub faults: Faults,
     pub pages_in: u64,
     pub pages_out: u64,
+    pub counters: Counters,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -38,6 +39,13 @@ pub struct Faults {
     pub write: u64,
     pub upgrade: u64,
     pub local: u64,
+}
+
+/// Of the rest, what somebody here looks at.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Counters {
+    /// Time that virtual CPUs waited in faults.
+    pub fault_wait_ns: u64,
 }
 
 impl Status {

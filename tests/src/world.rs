@@ -136,6 +136,25 @@ impl World {
         path
     }
 
+    /// Compiles a C program that runs anywhere, also as the only program there is; if that fails,
+    /// what the compiler says.
+    pub fn compile(&self, name: &str, source: &str) -> Result<PathBuf, String> {
+        let source = self.file(&format!("{name}.c"), source);
+        let program = source.with_extension("");
+        let done = Command::new("gcc")
+            .args(["-O2", "-static", "-pthread", "-o"])
+            .arg(&program)
+            .arg(&source)
+            .output()
+            .map_err(|error| format!("gcc cannot be started: {error}"))?;
+        if done.status.success() {
+            Ok(program)
+        } else {
+            let said = String::from_utf8_lossy(&done.stderr);
+            Err(format!("{name}.c does not compile:\n{}", said.trim_end()))
+        }
+    }
+
     /// A program of the product that lives in this world.
     pub fn command(&self, name: &str) -> Command {
         self.surroundings.command(name)

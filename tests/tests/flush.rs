@@ -1,9 +1,8 @@
 //! A page that is taken away is gone from every CPU before that is said to be done.
 
-use span_tests::{Spawned, Up, World, upstream_kernel};
+use span_tests::{Spawned, UPSTREAM_MISSING, Up, World, upstream, upstream_kernel};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 const SECONDS: &str = "3";
@@ -19,19 +18,10 @@ struct Result {
     lost: u64,
 }
 
-/// Compiles the program so that it is its own root file system, if need be.
 fn mover(world: &World) -> PathBuf {
-    let source = world.file("mover.c", include_str!("../programs/mover.c"));
-    let program = source.with_extension("");
-    let mut compiler = Command::new("gcc");
-    compiler
-        .args(["-O2", "-static", "-pthread", "-o"])
-        .arg(&program)
-        .arg(&source);
-    Spawned::start(&mut compiler)
-        .wait(Duration::from_secs(60))
-        .expect(0);
-    program
+    world
+        .compile("mover", include_str!("../programs/mover.c"))
+        .expect("a program")
 }
 
 /// A disk to swap to.
@@ -103,22 +93,14 @@ fn no_write_is_lost_across_nodes() {
 #[test]
 fn upstream_loses_writes() {
     let Some(kernel) = upstream_kernel() else {
-        span_tests::not_tested(
-            "upstream's kernel: `cargo dev kernel --upstream` builds it, SPAN_UPSTREAM names its directory",
-        );
+        span_tests::not_tested(UPSTREAM_MISSING);
         return;
     };
     let world = World::new();
     let program = mover(&world);
-    let mut command = Command::new(kernel);
-    world.surround(&mut command);
-    command
-        .args(["mem=128M", "ncpus=2", "seccomp=on"])
-        .args(["root=none", "rootfstype=hostfs", "rootflags=/", "rw"])
-        .args(["con=null", "con0=null,fd:1"])
-        .arg(format!("uml_dir={}", world.path("work").display()))
-        .arg(format!("init={}", program.display()))
-        .args(["--", "punch", SECONDS, "1", "0"]);
+    let program = program.display().to_string();
+    let argv = [&program, "punch", SECONDS, "1", "0"];
+    let mut command = upstream(&world, &kernel, 2, 128, &argv);
     let outcome = Spawned::start(&mut command).wait(Duration::from_secs(60));
     let results = results(&outcome.text());
     let punch = results.get("punch").copied().unwrap_or_default();
