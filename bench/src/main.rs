@@ -1,1 +1,147 @@
-fn main() {}
+//! Benchmarks of Span, as ratios measured in one run: against upstream's kernel of the same version and
+//! configuration, and against what this machine takes to move a page between two processes.
+//!
+//! One small program, `programs/gauge.c`, does the work on every side and times it; this one runs both
+//! sides in turns, so that what else the machine does falls on both, and compares. `README.md` has what
+//! each figure means.
+//!
+//! Exit codes: 0 measured (whatever the figures), 1 something failed, 2 the command line is wrong or
+//! something to measure is missing, 130 interrupted.
+
+mod error;
+mod figures;
+mod gauge;
+mod interrupt;
+mod measure;
+mod samples;
+mod setting;
+
+use clap::{Parser, ValueEnum};
+use error::{Error, Result};
+use figures::{Figure, Report};
+use setting::{Effort, Setting};
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "bench",
+    about = "Measures Span against upstream's kernel and this machine's floors, in one run",
+    after_help = "SPAN_BIN and SPAN_UPSTREAM name the directories with the product and with upstream's \
+                  kernel (else target/span and target/span-upstream)."
+)]
+struct Cli {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Fewer repetitions and smaller loops: a look, not a result
+    #[arg(long)]
+    quick: bool,
+    /// How often each side is run, in turns [default: 5, or 2 with --quick]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    repetitions: Option<u32>,
+    /// Check the command line and do nothing
+    #[arg(long, hide = true)]
+    check: bool,
+    /// Measure these groups only
+    #[arg(value_enum, value_name = "GROUP")]
+    groups: Vec<Group>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Boot to the first program, on one node and on three
+    Boot,
+    /// Faults on pages that another node has
+    Remote,
+    /// Faults of a fork+exec and of a pipe round trip between nodes
+    Counts,
+    /// System calls, processes and memory on one node
+    Single,
+}
+
+impl Group {
+    fn measure(self, setting: &Setting) -> Result<Vec<Figure>> {
+        match self {
+            Self::Boot => measure::boot::measure(setting),
+            Self::Remote => measure::remote::measure(setting),
+            Self::Counts => measure::counts::measure(setting),
+            Self::Single => measure::single::measure(setting),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.check {
+        return ExitCode::SUCCESS;
+    }
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    interrupt::watch()?;
+    let mut effort = if cli.quick {
+        Effort::QUICK
+    } else {
+        Effort::FULL
+    };
+    if let Some(repetitions) = cli.repetitions {
+        effort.repetitions = repetitions;
+    }
+    let setting = Setting::new(effort)?;
+    let mut report = Report::new(&setting);
+    let mut outcome = Ok(());
+    for &group in Group::value_variants() {
+        if !cli.groups.is_empty() && !cli.groups.contains(&group) {
+            continue;
+        }
+        match group.measure(&setting) {
+            Ok(figures) => report.figures.extend(figures),
+            Err(error) => {
+                // What has been measured by then took minutes and is as good as before.
+                outcome = Err(error);
+                break;
+            }
+        }
+    }
+    if cli.json {
+        println!("{}", report.json()?);
+    } else {
+        print!("{}", report.table());
+    }
+    outcome
+}
+
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Failed(format!("JSON: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_checked() {
+        let parse = |arguments: &[&str]| {
+            Cli::try_parse_from(["bench"].iter().chain(arguments)).map_err(|e| e.to_string())
+        };
+        let cli = parse(&["--quick", "boot", "single"]).unwrap();
+        assert!(cli.quick && !cli.json);
+        assert_eq!(cli.groups, [Group::Boot, Group::Single]);
+        for (arguments, named) in [
+            (&["--repetitions", "0"], "1..=100"),
+            (&["--repetitions", "many"], "many"),
+            (&["boots", "--json"], "boot, remote, counts, single"),
+        ] {
+            assert!(parse(arguments).unwrap_err().contains(named));
+        }
+    }
+}

@@ -10,6 +10,7 @@
 
 mod apt;
 mod base;
+mod bench;
 mod config;
 mod error;
 mod initramfs;
@@ -66,6 +67,17 @@ enum Action {
     /// Build everything, then run a guest over three nodes: a shell, or a tour without a terminal
     Up {
         /// Passed on to `coordinator up`
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        arguments: Vec<OsString>,
+    },
+    /// Build everything and upstream's kernel, then measure one against the other
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Passed on to `bench`; --help has them
         #[arg(
             trailing_var_arg = true,
             allow_hyphen_values = true,
@@ -132,6 +144,7 @@ fn run(action: Action, progress: &Progress) -> Result<ExitCode> {
             })?;
             return up::run(&product.dir, &arguments);
         }
+        Action::Bench { arguments } => return bench::run(&layout, progress, &arguments),
         Action::Test { filters } => return testing::run(&layout, progress, &filters),
     }
     Ok(ExitCode::SUCCESS)

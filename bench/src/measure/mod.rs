@@ -1,0 +1,8 @@
+//! The groups of figures.
+
+pub(crate) mod boot;
+pub(crate) mod counts;
+pub(crate) mod remote;
+pub(crate) mod single;
+
+const UPSTREAM: &str = "upstream";

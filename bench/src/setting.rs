@@ -1,0 +1,211 @@
+//! What a run measures, with what, and how much.
+
+use crate::error::{Error, Result};
+use crate::gauge::{Gauge, Outcome};
+use crate::interrupt;
+use span_tests::{Status, Up, World};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Memory of each node; upstream has what the nodes have together.
+pub(crate) const NODE_MEMORY_MIB: usize = 256;
+
+/// How long the host's time stamp counter is compared with its clock.
+const CALIBRATION_MS: &str = "200";
+
+/// How much is done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Effort {
+    /// Of each side, in turns.
+    pub(crate) repetitions: u32,
+    /// In each of them: batches of system calls, ...
+    pub(crate) call_batches: u32,
+    pub(crate) forks: u32,
+    /// ... fresh pages, and times that they are taken, ...
+    pub(crate) anonymous: (u32, u32),
+    /// ... shared pages, and times that they are fetched, ...
+    pub(crate) remote: (u32, u32),
+    /// ... turns of a floor, ...
+    pub(crate) floor: u32,
+    /// ... and rounds between which faults are counted.
+    pub(crate) pipes: u32,
+    pub(crate) execs: u32,
+}
+
+impl Effort {
+    pub(crate) const FULL: Self = Self {
+        repetitions: 5,
+        call_batches: 2000,
+        forks: 300,
+        anonymous: (1024, 4),
+        remote: (512, 4),
+        floor: 4000,
+        pipes: 1000,
+        execs: 100,
+    };
+    pub(crate) const QUICK: Self = Self {
+        repetitions: 2,
+        call_batches: 500,
+        forks: 60,
+        anonymous: (512, 2),
+        remote: (256, 1),
+        floor: 1000,
+        pipes: 200,
+        execs: 20,
+    };
+}
+
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) effort: Effort,
+    /// The host's time stamp counter, in kHz, for the gauge.
+    pub(crate) khz: String,
+    pub(crate) host_cpus: usize,
+    world: World,
+    upstream: PathBuf,
+    gauge: String,
+    start: Instant,
+}
+
+impl Setting {
+    pub(crate) fn new(effort: Effort) -> Result<Self> {
+        for name in [
+            "coordinator",
+            "node",
+            "linux",
+            "libnode.so",
+            "initramfs.cpio",
+        ] {
+            span_tests::find(name).map_err(Error::Missing)?;
+        }
+        let upstream = span_tests::upstream_kernel()
+            .ok_or_else(|| Error::Missing(span_tests::UPSTREAM_MISSING.into()))?;
+        let world = World::new();
+        let gauge = world
+            .compile("gauge", include_str!("../programs/gauge.c"))
+            .map_err(Error::Missing)?
+            .display()
+            .to_string();
+        let mut setting = Self {
+            effort,
+            khz: String::new(),
+            host_cpus: std::thread::available_parallelism().map_or(1, |count| count.get()),
+            world,
+            upstream,
+            gauge,
+            start: Instant::now(),
+        };
+        let calibration = setting.host(&["calibrate", CALIBRATION_MS])?;
+        let khz = calibration.samples("khz")?[0];
+        setting.khz = format!("{khz:.0}");
+        Ok(setting)
+    }
+
+    /// One line for whoever waits.
+    pub(crate) fn say(&self, what: &str) {
+        eprintln!("[{:6.1}s] {what}", self.start.elapsed().as_secs_f32());
+    }
+
+    /// Does `work` as often as there are repetitions, told which one it is.
+    pub(crate) fn repeat(&self, what: &str, mut work: impl FnMut() -> Result<()>) -> Result<()> {
+        for repetition in 1..=self.effort.repetitions {
+            interrupt::check()?;
+            self.say(&format!(
+                "{what}: {repetition} of {}",
+                self.effort.repetitions
+            ));
+            work()?;
+        }
+        Ok(())
+    }
+
+    fn argv<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
+        [&[self.gauge.as_str()], arguments].concat()
+    }
+
+    /// The gauge on the host.
+    pub(crate) fn host(&self, arguments: &[&str]) -> Result<Outcome> {
+        let argv = self.argv(arguments);
+        let mut command = Command::new(argv[0]);
+        self.world.surround(&mut command);
+        command.args(&argv[1..]);
+        Gauge::run(&format!("gauge {} here", arguments[0]), command)
+    }
+
+    /// The gauge as the first process of upstream's kernel.
+    pub(crate) fn upstream(
+        &self,
+        cpus: usize,
+        memory_mib: usize,
+        arguments: &[&str],
+    ) -> Result<Outcome> {
+        let argv = self.argv(arguments);
+        let command = span_tests::upstream(&self.world, &self.upstream, cpus, memory_mib, &argv);
+        Gauge::run(
+            &format!("gauge {} in upstream's kernel", arguments[0]),
+            command,
+        )
+    }
+
+    /// The gauge as the command of a guest of Span's.
+    pub(crate) fn span(&self, nodes: &str, cpus: usize, arguments: &[&str]) -> Result<Outcome> {
+        Gauge::run(
+            &self.span_title(arguments),
+            self.span_command(nodes, cpus, arguments),
+        )
+    }
+
+    /// The same; `look` gets what the guest's nodes have counted between the marks of each name.
+    pub(crate) fn span_with_marks(
+        &self,
+        nodes: &str,
+        arguments: &[&str],
+        mut look: impl FnMut(&str, &Status, &Status),
+    ) -> Result<Outcome> {
+        let mut begun: Option<Status> = None;
+        Gauge::run_with_marks(
+            &self.span_title(arguments),
+            self.span_command(nodes, 1, arguments),
+            |mark| {
+                let now = self.status()?;
+                match (mark.split_once(' '), begun.take()) {
+                    (Some(("begin", _)), None) => begun = Some(now),
+                    (Some(("end", name)), Some(before)) => look(name, &before, &now),
+                    _ => return Err(Error::Failed(format!("gauge: unexpected mark: {mark}"))),
+                }
+                Ok(())
+            },
+        )
+    }
+
+    fn span_title(&self, arguments: &[&str]) -> String {
+        format!("gauge {} in a guest", arguments[0])
+    }
+
+    fn span_command(&self, nodes: &str, cpus: usize, arguments: &[&str]) -> Command {
+        let memory = format!("{NODE_MEMORY_MIB}M");
+        Up::on(&self.world, nodes)
+            .options(&["--cpus", &cpus.to_string(), "--mem", &memory])
+            .options(&["--name", GUEST])
+            .command(&self.argv(arguments))
+    }
+
+    fn status(&self) -> Result<Status> {
+        let mut command = self.world.command("coordinator");
+        command.args(["status", GUEST, "--json"]);
+        let out = command
+            .output()
+            .map_err(|error| Error::Failed(format!("coordinator status: {error}")))?;
+        serde_json::from_slice(&out.stdout).map_err(|error| {
+            let said = String::from_utf8_lossy(&out.stderr);
+            Error::Failed(format!("coordinator status: {error}: {}", said.trim()))
+        })
+    }
+}
+
+/// There is one guest at a time, in a runtime directory of this run's own.
+const GUEST: &str = "bench";
+
+/// Longest time a gauge may take; all figures together take less on a slow machine.
+pub(crate) const GAUGE_MAX: Duration = Duration::from_secs(180);
