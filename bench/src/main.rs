@@ -110,6 +110,9 @@ fn run(cli: &Cli) -> Result<()> {
             }
         }
     }
+    if outcome.is_err() && report.figures.is_empty() {
+        return outcome;
+    }
     if cli.json {
         println!("{}", report.json()?);
     } else {

@@ -28,7 +28,7 @@ pub use leftovers::{descendants, processes_with};
 pub use netns::{Host, Network, restrict};
 pub use process::{Outcome, Spawned, wait_until};
 pub use product::{UPSTREAM_MISSING, find, not_tested, program, upstream_kernel};
-pub use status::{Counters, Node, Status};
+pub use status::{Counters, Faults, Node, Status};
 pub use up::{Detached, Running, Up, text};
 pub use upstream::upstream;
 pub use world::{Owner, PATH, World};

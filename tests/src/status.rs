@@ -33,7 +33,7 @@ pub struct Cpu {
     pub tid: Option<i32>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 pub struct Faults {
     pub read: u64,
     pub write: u64,

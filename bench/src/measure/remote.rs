@@ -1,10 +1,10 @@
 //! Faults on pages that another node has, against what this host takes to move a page at all.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::figures::{Figure, Unit};
 use crate::samples::{Samples, less, median};
 use crate::setting::Setting;
-use span_tests::{Node, Status};
+use span_tests::{Faults, Node, Status};
 use std::collections::BTreeMap;
 
 const GROUP: &str = "Remote faults, two nodes";
@@ -13,9 +13,19 @@ const UNIT: Unit = Unit::Microseconds;
 /// The gauge's floors, and what they are called here.
 const FLOORS: [(&str, &str); 2] = [("memory", "shared memory"), ("socket", "unix socket")];
 
-const REMOTE: [&str; 3] = ["read", "write", "upgrade"];
+/// The gauge's kinds of faults, and how a node counts them.
+type Kind = (&'static str, fn(&Faults) -> u64);
+
+const REMOTE: [Kind; 3] = [
+    ("read", |faults| faults.read),
+    ("write", |faults| faults.write),
+    ("upgrade", |faults| faults.upgrade),
+];
 /// A fault with everything but another node.
-const LOCAL: &str = "local";
+const LOCAL: Kind = ("local", |faults| faults.local);
+
+/// Of the accesses that are timed, so many at least must have been what they are shown as.
+const OF_KIND_MIN: f64 = 0.95;
 
 /// The node of CPU 1, which the gauge faults on.
 const NODES: &str = "a,b";
@@ -59,10 +69,13 @@ fn repetition(setting: &Setting, measured: &mut Measured) -> Result<()> {
     )?;
     // What it takes to time an access that is no fault.
     let resident = median(&outcome.samples("resident")?).unwrap_or(0.0);
-    for name in REMOTE.into_iter().chain([LOCAL]) {
-        let net = less(&outcome.samples(name)?, resident);
+    for (name, of_kind) in REMOTE.into_iter().chain([LOCAL]) {
+        let samples = outcome.samples(name)?;
+        let waits = waits.remove(name).unwrap_or_default();
+        waits.check(name, of_kind, samples.len())?;
+        let net = less(&samples, resident);
         measured.faults.entry(name).or_default().add(net);
-        if let Some(mean_ns) = waits.get(name).and_then(Waits::mean_ns) {
+        if let Some(mean_ns) = waits.mean_ns() {
             measured.waits.entry(name).or_default().add(vec![mean_ns]);
         }
     }
@@ -72,23 +85,42 @@ fn repetition(setting: &Setting, measured: &mut Measured) -> Result<()> {
 /// Faults of a node, and how long its CPUs waited in them.
 #[derive(Debug, Default)]
 struct Waits {
-    faults: u64,
+    faults: Faults,
     wait_ns: u64,
 }
 
 impl Waits {
     fn add(&mut self, before: &Status, after: &Status) {
-        let faults = |node: &Node| {
-            node.faults.read + node.faults.write + node.faults.upgrade + node.faults.local
-        };
         let (before, after) = (&before.nodes[FAULTING], &after.nodes[FAULTING]);
-        self.faults += faults(after).saturating_sub(faults(before));
-        let wait_ns = |node: &Node| node.counters.fault_wait_ns;
-        self.wait_ns += wait_ns(after).saturating_sub(wait_ns(before));
+        let more = |of: fn(&Node) -> u64| of(after).saturating_sub(of(before));
+        self.faults.read += more(|node| node.faults.read);
+        self.faults.write += more(|node| node.faults.write);
+        self.faults.upgrade += more(|node| node.faults.upgrade);
+        self.faults.local += more(|node| node.faults.local);
+        self.wait_ns += more(|node| node.counters.fault_wait_ns);
+    }
+
+    /// Times are worth something only if they are of the faults that they are named after.
+    fn check(&self, name: &str, of_kind: fn(&Faults) -> u64, timed: usize) -> Result<()> {
+        let counted = of_kind(&self.faults);
+        if counted as f64 >= timed as f64 * OF_KIND_MIN {
+            return Ok(());
+        }
+        Err(Error::Failed(format!(
+            "{timed} {name} faults were timed, but the node counted {counted}: {:?}",
+            self.faults
+        )))
     }
 
     fn mean_ns(&self) -> Option<f64> {
-        (self.faults > 0).then(|| self.wait_ns as f64 / self.faults as f64)
+        let Faults {
+            read,
+            write,
+            upgrade,
+            local,
+        } = self.faults;
+        let faults = read + write + upgrade + local;
+        (faults > 0).then(|| self.wait_ns as f64 / faults as f64)
     }
 }
 
@@ -101,18 +133,19 @@ fn figures(measured: &Measured) -> Vec<Figure> {
         })
     };
     let mut figures = Vec::new();
-    for name in REMOTE {
+    for (name, _) in REMOTE {
         let span = of(&measured.faults, name);
         figures.extend(against_floors(format!("{name} fault"), &span));
     }
-    for name in REMOTE {
+    for (name, _) in REMOTE {
         let span = of(&measured.waits, name);
         figures.extend(against_floors(
             format!("{name} fault, mean wait for the pager"),
             &span,
         ));
     }
-    let (faults, waits) = (of(&measured.faults, LOCAL), of(&measured.waits, LOCAL));
+    let (local, _) = LOCAL;
+    let (faults, waits) = (of(&measured.faults, local), of(&measured.waits, local));
     figures.push(Figure::alone(
         GROUP,
         "fault that asks nobody",
@@ -155,5 +188,11 @@ mod tests {
         waits.add(&status(10, 1000), &status(20, 5000));
         waits.add(&status(30, 6000), &status(40, 8000));
         assert_eq!(waits.mean_ns(), Some(300.0));
+        let (name, of_kind) = REMOTE[0];
+        assert!(waits.check(name, of_kind, 21).is_ok());
+        assert!(waits.check(name, of_kind, 22).is_err());
+        let (name, of_kind) = LOCAL;
+        let error = waits.check(name, of_kind, 20).unwrap_err().to_string();
+        assert!(error.starts_with("20 local faults were timed, but the node counted 0"));
     }
 }
