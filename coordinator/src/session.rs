@@ -481,6 +481,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn power_off_is_asked_for_behind_whatever_waits() {
+        let (sessions, mut init, _events) = start();
+        let chunk = || ToInit::Stdin {
+            id: 0,
+            data: vec![b'x'; 64 * 1024],
+        };
+        // An init that does not read for a moment.
+        while sessions.to_init.try_send(chunk()).is_ok() {
+            tokio::task::yield_now().await;
+        }
+        assert!(sessions.power_off());
+        loop {
+            let message = codec::read_async::<ToInit>(&mut init).await.unwrap();
+            match message.unwrap() {
+                ToInit::Stdin { .. } => {}
+                ToInit::PowerOff => return,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn garbage_and_unknown_sessions_break_the_channel() {
         use tokio::io::AsyncWriteExt;
         let (_sessions, mut init, mut events) = start();
