@@ -117,14 +117,17 @@ impl<B> Engine<B> {
         self.settle(now_ns);
     }
 
-    /// A thread that was granted the page is running again: call it once for each `Granted`, or
-    /// the page stays for the longest hold time. Late calls are harmless.
+    /// A thread that was granted the page has been running again since `since_ns`, from when the
+    /// hold time counts: call it once for each `Granted`, or the page stays for the longest hold
+    /// time. It matters only while [`Engine::poll_timeout`] names a deadline; late calls are
+    /// harmless.
     ///
     /// # Panics
     /// When the page lies outside guest memory.
-    pub fn resumed(&mut self, now_ns: u64, page: PageId) {
+    pub fn resumed(&mut self, now_ns: u64, page: PageId, since_ns: u64) {
         self.check_local(page);
-        self.holder.resumed(now_ns, page, &mut self.orders);
+        self.holder
+            .resumed(now_ns, page, since_ns, &mut self.orders);
         self.holder.forget_holds(now_ns);
         self.settle(now_ns);
     }

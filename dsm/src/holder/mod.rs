@@ -233,8 +233,14 @@ impl Holder {
         self.advance(now_ns, page, out);
     }
 
-    /// A granted thread runs again.
-    pub(crate) fn resumed<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) {
+    /// A granted thread has been running since `since_ns`.
+    pub(crate) fn resumed<B>(
+        &mut self,
+        now_ns: u64,
+        page: PageId,
+        since_ns: u64,
+        out: &mut Orders<B>,
+    ) {
         let Some(active) = self.active.get_mut(&page) else {
             return;
         };
@@ -243,7 +249,7 @@ impl Holder {
         if active.unresumed == 0 {
             used.append(&mut active.linked);
         }
-        let until_ns = now_ns.saturating_add(self.hold_ns);
+        let until_ns = since_ns.min(now_ns).saturating_add(self.hold_ns);
         for page in used {
             let Some(active) = self.active.get_mut(&page) else {
                 continue;

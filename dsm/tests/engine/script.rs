@@ -65,7 +65,7 @@ impl Node {
                 })
             );
             assert!(matches!(node.sent(), (_, Kind::Done { .. })));
-            node.engine.resumed(node.now_ns, PAGE);
+            node.engine.resumed(node.now_ns, PAGE, node.now_ns);
             node.now_ns += HOLD_NS;
         }
         assert_eq!(node.engine.state(PAGE), state);
@@ -77,7 +77,7 @@ impl Node {
     }
 
     pub(crate) fn resumed(&mut self) {
-        self.engine.resumed(self.now_ns, PAGE);
+        self.engine.resumed(self.now_ns, PAGE, self.now_ns);
     }
 
     pub(crate) fn tell(&mut self, from: u16, message: Message<u64>) -> Result<(), ProtocolError> {

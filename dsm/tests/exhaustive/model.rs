@@ -191,7 +191,7 @@ impl World {
             }
             Step::Resume(id) => {
                 self.nodes[id].thread = Thread::Resumed;
-                self.nodes[id].engine.resumed(0, PAGE);
+                self.nodes[id].engine.resumed(0, PAGE, 0);
                 id
             }
             Step::Protected(id) => {

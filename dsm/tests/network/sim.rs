@@ -265,7 +265,7 @@ impl Sim {
         let access_ns = self.delay_ns(self.params.access_ns_max);
         let node = self.node(id);
         if let Some(page) = node.threads[thread as usize].resume.take() {
-            node.engine.resumed(now_ns, page);
+            node.engine.resumed(now_ns, page, now_ns);
         }
         self.schedule(now_ns + access_ns, Event::Access { node: id, thread });
     }

@@ -6,7 +6,7 @@ use crate::image::{self, NodeImage, PAGE_BYTES};
 use crate::slots::{self, Op};
 use crate::{clock, control, ipi, local_stack, start, stub};
 use span_api::guest::{FromGuest, HaltKind};
-use std::ffi::{CStr, c_char, c_int, c_ulong, c_ulonglong, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_ulonglong, c_void};
 
 const FAULT_FOREIGN: c_int = 0;
 const FAULT_DONE: c_int = 1;
@@ -108,6 +108,30 @@ pub extern "C" fn node_cpu_run(cpu: c_int) {
 #[unsafe(no_mangle)]
 pub extern "C" fn node_send_ipi(cpu: c_int, vector: c_int) -> c_int {
     ipi::post(cpu, vector)
+}
+
+/// Context: any; what it passes to the host lies in this library.
+#[unsafe(no_mangle)]
+pub extern "C" fn node_pause(turn: c_uint) {
+    /// What is waited for happens within a few instructions, or takes a page from another node.
+    const TURNS_SPINNING: usize = 4;
+    const SPINS: usize = 50;
+    const fn micros(us: i64) -> libc::timespec {
+        libc::timespec {
+            tv_sec: 0,
+            tv_nsec: us * 1000,
+        }
+    }
+    static SLEEPS: [libc::timespec; 4] = [micros(20), micros(50), micros(100), micros(200)];
+
+    match (turn as usize).checked_sub(TURNS_SPINNING) {
+        None => (0..SPINS).for_each(|_| std::hint::spin_loop()),
+        Some(turn) => {
+            let sleep = &SLEEPS[turn.min(SLEEPS.len() - 1)];
+            // SAFETY: reads a static; an interrupt may end the sleep, and the caller looks again.
+            unsafe { libc::syscall(libc::SYS_nanosleep, sleep, std::ptr::null::<u8>()) };
+        }
+    }
 }
 
 /// Context: signal.

@@ -9,7 +9,7 @@
 //!
 //! Context: signal, or `local_stack`. No allocation, no lock, no panic.
 
-use crate::local_stack;
+use crate::{clock, local_stack};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
 
@@ -65,6 +65,8 @@ struct Slot {
     op: AtomicU32,
     args: [AtomicU64; 4],
     result: AtomicU64,
+    /// When the thread last ran again after an answer, on the host's clock.
+    resumed_ns: AtomicU64,
 }
 
 static SLOT: [Slot; SLOTS] = [const {
@@ -73,6 +75,7 @@ static SLOT: [Slot; SLOTS] = [const {
         op: AtomicU32::new(0),
         args: [const { AtomicU64::new(0) }; 4],
         result: AtomicU64::new(0),
+        resumed_ns: AtomicU64::new(0),
     }
 }; SLOTS];
 
@@ -131,7 +134,9 @@ extern "C" fn publish_and_wait(op: u64, a: u64, b: u64, c: u64) -> u64 {
             )
         };
     }
-    slot.state.store(IDLE, Relaxed);
+    slot.resumed_ns.store(clock::host_ns(), Relaxed);
+    // Release: whoever sees the thread running sees since when.
+    slot.state.store(IDLE, Release);
     slot.result.load(Relaxed)
 }
 
@@ -194,7 +199,8 @@ pub(crate) fn complete(slot: u32, result: u64) {
     };
 }
 
-/// Whether the thread has been answered and not run since.
-pub(crate) fn still_waking(slot: u32) -> bool {
-    SLOT[slot as usize].state.load(Acquire) == DONE
+/// Since when the thread has been running after its last answer; `None` if it has not run yet.
+pub(crate) fn resumed_at(slot: u32) -> Option<u64> {
+    let slot = &SLOT[slot as usize];
+    (slot.state.load(Acquire) != DONE).then(|| slot.resumed_ns.load(Relaxed))
 }

@@ -30,6 +30,10 @@ const BATCH_FRAMES: usize = 32;
 /// Socket buffers: a burst of pages must not be dropped between two turns of the pager.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
+/// A page and its header in one datagram, where the path has room for that, as loopback and jumbo
+/// frames do. Batches of larger ones would not fit into what the host sends with one call.
+const DATAGRAM_BYTES_MAX: u16 = 4400;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PeerError {
     #[error("{0}")]
@@ -104,8 +108,11 @@ fn transport() -> Arc<quinn::TransportConfig> {
     let idle = quinn::IdleTimeout::try_from(IDLE).expect("a short time");
     let mut acks = quinn::AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(10u32.into());
+    let mut mtu = quinn::MtuDiscoveryConfig::default();
+    mtu.upper_bound(DATAGRAM_BYTES_MAX);
     transport
         .initial_mtu(1452)
+        .mtu_discovery_config(Some(mtu))
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .send_fairness(false)
