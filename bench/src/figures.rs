@@ -51,6 +51,7 @@ pub(crate) struct Figure {
     ratio: Option<Ratio>,
     /// Highest ratio that is aimed at.
     aim: Option<f64>,
+    /// None where the repetitions do not tell.
     met: Option<bool>,
 }
 
@@ -116,7 +117,11 @@ impl Figure {
     /// The ratio is to be at most this.
     pub(crate) fn aim(mut self, ratio_max: f64) -> Self {
         self.aim = Some(ratio_max);
-        self.met = self.ratio.map(|ratio| ratio.median <= ratio_max);
+        self.met = match self.ratio {
+            Some(ratio) if ratio.confident && ratio.high <= ratio_max => Some(true),
+            Some(ratio) if ratio.confident && ratio.low > ratio_max => Some(false),
+            _ => None,
+        };
         self
     }
 }
@@ -133,7 +138,7 @@ pub(crate) struct Report {
 }
 
 const HEADER: [&str; 10] = [
-    "", "unit", "against", "median", "p99", "Span", "p99", "ratio", "range", "aim",
+    "", "unit", "against", "median", "p99", "Span", "p99", "ratio", "interval", "aim",
 ];
 
 impl Report {
@@ -193,14 +198,14 @@ fn row(figure: &Figure) -> [String; 10] {
     let value = |summary: Option<Summary>, of: fn(Summary) -> f64| {
         summary.map_or("-".into(), |summary| digits(of(summary)))
     };
-    let (ratio, range) = figure.ratio.map_or(("-".into(), String::new()), |ratio| {
-        let range = format!("{:.2}-{:.2}", ratio.lowest, ratio.highest);
-        (format!("{:.2}", ratio.median), range)
+    let (ratio, interval) = figure.ratio.map_or(("-".into(), String::new()), |ratio| {
+        let interval = format!("{:.2}-{:.2}", ratio.low, ratio.high);
+        (format!("{:.2}", ratio.median), interval)
     });
     let aim = match (figure.aim, figure.met) {
         (Some(aim), Some(true)) => format!("≤{aim} met"),
         (Some(aim), Some(false)) => format!("≤{aim} missed"),
-        (Some(aim), None) => format!("≤{aim} unknown"),
+        (Some(aim), None) => format!("≤{aim} open"),
         (None, _) => String::new(),
     };
     [
@@ -212,7 +217,7 @@ fn row(figure: &Figure) -> [String; 10] {
         value(figure.span, |summary| summary.median),
         value(figure.span, |summary| summary.p99),
         ratio,
-        range,
+        interval,
         aim,
     ]
 }
@@ -230,23 +235,28 @@ fn digits(value: f64) -> String {
 mod tests {
     use super::*;
 
+    /// A sample for each repetition.
     fn samples(values: &[f64]) -> Samples {
         let mut samples = Samples::default();
-        samples.add(values.to_vec());
+        for value in values {
+            samples.add(vec![*value]);
+        }
         samples
     }
 
     fn report() -> Report {
-        let (theirs, mine) = (samples(&[8000.0]), samples(&[8400.0]));
+        let (theirs, mine) = (samples(&[8000.0; 5]), samples(&[8400.0; 5]));
+        let noisy = samples(&[7000.0, 8300.0, 8400.0, 9000.0, 9000.0]);
         let unit = Unit::Microseconds;
         Report {
-            repetitions: 1,
+            repetitions: 5,
             host_cpus: 2,
             host_tsc_khz: "1".into(),
             host_load: Some(0.5),
             figures: vec![
                 Figure::compared("g", "call", unit, "upstream", &theirs, &mine).aim(1.03),
                 Figure::compared("g", "fault", unit, "upstream", &mine, &mine).aim(1.03),
+                Figure::compared("g", "fork", unit, "upstream", &theirs, &noisy).aim(1.03),
                 Figure::alone("h", "moves", Unit::Faults, &samples(&[123.4])),
             ],
         }
@@ -289,6 +299,7 @@ mod tests {
         assert_eq!(call["span"]["median"], 8.4);
         assert_eq!(call["ratio"]["median"], 1.05);
         assert_eq!(call["met"], false);
-        assert_eq!(json["figures"][2]["reference"], serde_json::Value::Null);
+        assert_eq!(json["figures"][2]["met"], serde_json::Value::Null);
+        assert_eq!(json["figures"][3]["reference"], serde_json::Value::Null);
     }
 }

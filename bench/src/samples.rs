@@ -20,9 +20,17 @@ pub(crate) struct Summary {
 pub(crate) struct Ratio {
     /// The median of all repetitions' ratios.
     pub(crate) median: f64,
-    pub(crate) lowest: f64,
-    pub(crate) highest: f64,
+    /// Where the true median is, as far as the repetitions tell: [`CONFIDENCE`], or the lowest and the
+    /// highest where they are too few for that.
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    /// Whether they are enough.
+    pub(crate) confident: bool,
+    pub(crate) repetitions: usize,
 }
+
+/// How often, at least, an interval of a ratio covers the true median.
+const CONFIDENCE: f64 = 0.9;
 
 impl Samples {
     /// Adds a repetition; one without samples says nothing and is left out.
@@ -58,12 +66,34 @@ impl Samples {
                 (theirs > 0.0).then_some(median(mine)? / theirs)
             })
             .collect();
+        let ratios = sorted(&ratios);
+        let margin = margin(ratios.len());
+        let outer = margin.unwrap_or(0);
         Some(Ratio {
             median: median(&ratios)?,
-            lowest: percentile(&ratios, 0)?,
-            highest: percentile(&ratios, 100)?,
+            low: *ratios.get(outer)?,
+            high: *ratios.get(ratios.len() - 1 - outer)?,
+            confident: margin.is_some(),
+            repetitions: ratios.len(),
         })
     }
+}
+
+/// How many values at either end of `count` sorted ones can be left out so that the rest still covers
+/// the true median with [`CONFIDENCE`], whatever the distribution: each value is on either side of it
+/// with even chances. `None` if even all of them do not.
+fn margin(count: usize) -> Option<usize> {
+    // Of `count` values, exactly `below` are lower than the true median.
+    let mut chance = 0.5_f64.powi(i32::try_from(count).unwrap_or(i32::MAX));
+    let mut missed = 0.0;
+    for below in 0..count.div_ceil(2) {
+        missed += 2.0 * chance;
+        if 1.0 - missed < CONFIDENCE {
+            return below.checked_sub(1);
+        }
+        chance *= (count - below) as f64 / (below + 1) as f64;
+    }
+    (count / 2).checked_sub(1)
 }
 
 /// Each value less what measuring itself takes; none becomes negative.
@@ -127,9 +157,27 @@ mod tests {
         let reference = samples(&[&[1.0, 1.0, 9.0], &[10.0], &[1.0]]);
         let mine = samples(&[&[2.0, 2.0, 0.0], &[30.0], &[4.0]]);
         let ratio = mine.ratio(&reference).unwrap();
-        assert_eq!((ratio.lowest, ratio.median, ratio.highest), (2.0, 3.0, 4.0));
+        assert_eq!((ratio.low, ratio.median, ratio.high), (2.0, 3.0, 4.0));
+        assert!(!ratio.confident);
         assert_eq!(mine.ratio(&samples(&[])), None);
         assert_eq!(mine.ratio(&samples(&[&[0.0]])), None);
+    }
+
+    #[test]
+    fn intervals_leave_outliers_out_where_there_are_enough_others() {
+        // 1 - 2 / 2^n: 0.875 for four, 0.9375 for five; 1 - 2 * (1 + n) / 2^n: 0.93 for eight.
+        assert_eq!(
+            [0, 1, 4, 5, 7, 8].map(margin),
+            [None, None, None, Some(0), Some(0), Some(1)]
+        );
+        assert_eq!(margin(15), Some(3));
+        let ones: Vec<Vec<f64>> = vec![vec![1.0]; 8];
+        let reference = Samples(ones.clone());
+        let mut mine = Samples(ones);
+        mine.0[3] = vec![50.0];
+        let ratio = mine.ratio(&reference).unwrap();
+        assert_eq!((ratio.low, ratio.high), (1.0, 1.0));
+        assert!(ratio.confident && ratio.repetitions == 8);
     }
 
     #[test]

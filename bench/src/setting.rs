@@ -19,7 +19,10 @@ const CALIBRATION_MS: &str = "200";
 pub(crate) struct Effort {
     /// Of each side, in turns.
     pub(crate) repetitions: u32,
-    /// In each of them: batches of system calls, ...
+    /// Where small differences matter, each of them is this many short ones: the load of a machine
+    /// changes within seconds.
+    pub(crate) parts: u32,
+    /// In each: batches of system calls, ...
     pub(crate) call_batches: u32,
     pub(crate) forks: u32,
     /// ... fresh pages, and times that they are taken, ...
@@ -36,9 +39,10 @@ pub(crate) struct Effort {
 impl Effort {
     pub(crate) const FULL: Self = Self {
         repetitions: 5,
-        call_batches: 2000,
-        forks: 300,
-        anonymous: (1024, 4),
+        parts: 4,
+        call_batches: 1000,
+        forks: 100,
+        anonymous: (1024, 2),
         remote: (512, 4),
         floor: 4000,
         pipes: 1000,
@@ -46,8 +50,9 @@ impl Effort {
     };
     pub(crate) const QUICK: Self = Self {
         repetitions: 2,
+        parts: 3,
         call_batches: 500,
-        forks: 60,
+        forks: 50,
         anonymous: (512, 2),
         remote: (256, 1),
         floor: 1000,
@@ -107,14 +112,25 @@ impl Setting {
         eprintln!("[{:6.1}s] {what}", self.start.elapsed().as_secs_f32());
     }
 
-    /// Does `work` as often as there are repetitions, told which one it is.
-    pub(crate) fn repeat(&self, what: &str, mut work: impl FnMut() -> Result<()>) -> Result<()> {
-        for repetition in 1..=self.effort.repetitions {
+    /// Does `work` as often as there are repetitions.
+    pub(crate) fn repeat(&self, what: &str, work: impl FnMut() -> Result<()>) -> Result<()> {
+        self.repeat_times(what, self.effort.repetitions, work)
+    }
+
+    /// The same, each in parts.
+    pub(crate) fn repeat_parts(&self, what: &str, work: impl FnMut() -> Result<()>) -> Result<()> {
+        self.repeat_times(what, self.effort.repetitions * self.effort.parts, work)
+    }
+
+    fn repeat_times(
+        &self,
+        what: &str,
+        times: u32,
+        mut work: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        for time in 1..=times {
             interrupt::check()?;
-            self.say(&format!(
-                "{what}: {repetition} of {}",
-                self.effort.repetitions
-            ));
+            self.say(&format!("{what}: {time} of {times}"));
             work()?;
         }
         Ok(())

@@ -31,7 +31,7 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (cpus, noun) in [(1, "CPU"), (2, "CPUs")] {
         let mut sides = vec![(Samples::default(), Samples::default()); WHAT.len()];
-        setting.repeat(&format!("one node, {cpus} {noun}"), || {
+        setting.repeat_parts(&format!("one node, {cpus} {noun}"), || {
             let theirs = setting.upstream(cpus, NODE_MEMORY_MIB, &arguments)?;
             let ours = setting.span("a", cpus, &arguments)?;
             for ((name, ..), (upstream, span)) in WHAT.iter().zip(&mut sides) {
