@@ -130,6 +130,8 @@ def terminals():
         os.close(fd)
         pid, fd = pty.fork()
         if pid == 0:
+            # Python's own handler would only be noticed after a sleep that has begun meanwhile.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.sched_setaffinity(0, {cpu})
             os.write(1, b"ready")
             time.sleep(60)

@@ -8,7 +8,9 @@
 #include <linux/mm.h>
 #include <linux/proc_fs.h>
 #include <linux/sched.h>
+#include <linux/sched/topology.h>
 #include <linux/seq_file.h>
+#include <linux/spinlock.h>
 #include <linux/string.h>
 #include <asm/pgtable.h>
 #include <as-layout.h>
@@ -33,6 +35,90 @@ int node_vm_fault(unsigned long addr, int is_write)
 	return node_vm_map(addr & PAGE_MASK, pte_val(*pte) & PAGE_MASK,
 			   is_write);
 }
+
+/*
+ * node_spin_lock() - the slow path of a spinlock; see asm/qspinlock.h
+ *
+ * It is read before it is written to: if it is still taken, the page need not
+ * leave whoever has it.
+ */
+void node_spin_lock(struct qspinlock *lock)
+{
+	unsigned int turn = 0;
+
+	for (;;) {
+		int val = atomic_read(&lock->val);
+
+		if (!val && atomic_try_cmpxchg_acquire(&lock->val, &val,
+						       _Q_LOCKED_VAL))
+			return;
+		node_pause(turn++);
+	}
+}
+EXPORT_SYMBOL(node_spin_lock);
+
+#ifdef CONFIG_SMP
+/* Between two looks at what another CPU will change; see asm/barrier.h */
+void um_spin_wait(unsigned int turn)
+{
+	if (node_active())
+		node_pause(turn);
+	else
+		cpu_relax();
+}
+EXPORT_SYMBOL(um_spin_wait);
+#endif
+
+/*
+ * CPUs of one node share what they load; another node's are far. Balancing
+ * between nodes reads the run queues of all CPUs, each a page or more from
+ * another node, so it is rare.
+ */
+#define NODE_BALANCE_MS	50
+
+static struct cpumask node_cpus[NR_CPUS];
+
+static const struct cpumask *node_mask(struct sched_domain_topology_level *tl,
+				       int cpu)
+{
+	return &node_cpus[cpu];
+}
+
+static int node_sd_flags(void)
+{
+	return SD_SHARE_LLC;
+}
+
+static const struct cpumask *all_mask(struct sched_domain_topology_level *tl,
+				      int cpu)
+{
+	return cpu_possible_mask;
+}
+
+static struct sched_domain_topology_level node_topology[] = {
+	{ .mask = node_mask, .sd_flags = node_sd_flags, .name = "NODE" },
+	{ .mask = all_mask, .balance_ms = NODE_BALANCE_MS, .name = "ALL" },
+	{ NULL, },
+};
+
+static int __init node_topology_init(void)
+{
+	int cpu, other;
+
+	if (!node_active())
+		return 0;
+
+	for_each_possible_cpu(cpu) {
+		for_each_possible_cpu(other) {
+			if (node_of_cpu(cpu) == node_of_cpu(other))
+				cpumask_set_cpu(other, &node_cpus[cpu]);
+		}
+	}
+	set_sched_topology(node_topology);
+
+	return 0;
+}
+early_initcall(node_topology_init);
 
 /*
  * Initcalls create threads and descriptors of the host, for a device that then

@@ -67,6 +67,9 @@ void node_cpu_wait(int cpu);
 void node_cpu_run(int cpu);
 int node_send_ipi(int cpu, int vector);
 
+/* Wait a little, the longer the more often it was in vain: not to be spun for */
+void node_pause(unsigned int turn);
+
 /* Kernel virtual memory (vmalloc): a second mapping of frames */
 int node_vm_map(unsigned long addr, unsigned long phys, int is_write);
 void node_vm_drop(unsigned long start, unsigned long end);
@@ -103,7 +106,10 @@ void os_node_kill_stub(void *slot);
 void os_node_log(const char *text, int len);
 void os_node_page_touch(unsigned long addr, int is_write);
 
-/* The kernel's own, arch/um/kernel/node.c (context: signal handler) */
+/* The kernel's own, arch/um/kernel/node.c; the first in a signal handler */
+struct qspinlock;
+
 int node_vm_fault(unsigned long addr, int is_write);
+void node_spin_lock(struct qspinlock *lock);
 
 #endif
