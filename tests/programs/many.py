@@ -1,6 +1,5 @@
 """Processes and threads all over the CPUs, and everything they talk through."""
 
-import concurrent.futures
 import os
 import pty
 import queue
@@ -14,6 +13,8 @@ import time
 
 CPUS = sorted(os.sched_getaffinity(0))
 TURNS = 40
+STARTS = 10
+ITEMS = 60
 
 
 def child(cpu, work):
@@ -45,21 +46,22 @@ def exactly(fd, count):
 
 
 def storm():
-    """Each process starts one on the next CPU, which executes a program."""
+    """A process on each CPU starts programs on the next, all at once."""
 
-    def start(n):
-        cpu = CPUS[n % len(CPUS)]
-        done = subprocess.run(
-            ["taskset", "-c", str(cpu), "sh", "-c", "(exit 5); echo $?; cat /proc/self/stat"],
-            stdout=subprocess.PIPE,
-            check=True,
-        )
-        first, stat = done.stdout.decode().split("\n", 1)
-        assert first == "5"
-        assert int(stat.rsplit(") ", 1)[1].split()[36]) == cpu, stat
+    def start(here):
+        there = CPUS[(CPUS.index(here) + 1) % len(CPUS)]
+        for _ in range(STARTS):
+            done = subprocess.run(
+                ["taskset", "-c", str(there), "sh", "-c", "(exit 5); echo $?; cat /proc/self/stat"],
+                stdout=subprocess.PIPE,
+                check=True,
+            )
+            first, stat = done.stdout.decode().split("\n", 1)
+            assert first == "5"
+            assert int(stat.rsplit(") ", 1)[1].split()[36]) == there, stat
 
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        list(pool.map(start, range(TURNS)))
+    for pid in [child(cpu, lambda cpu=cpu: start(cpu)) for cpu in CPUS]:
+        reap(pid)
 
 
 def ring(make):
@@ -194,14 +196,14 @@ def threads():
     pool = [threading.Thread(target=run, args=(cpu,)) for cpu in CPUS for _ in range(2)]
     for thread in pool:
         thread.start()
-    for n in range(600):
+    for n in range(ITEMS):
         work.put(n)
-    results = [done.get() for _ in range(600)]
+    results = [done.get() for _ in range(ITEMS)]
     for _ in pool:
         work.put(None)
     for thread in pool:
         thread.join()
-    assert sorted(result for _, result in results) == [n * n for n in range(600)]
+    assert sorted(result for _, result in results) == [n * n for n in range(ITEMS)]
 
 
 for name in sys.argv[1:]:

@@ -52,19 +52,16 @@ fn processes_talk_across_nodes() {
 }
 
 #[test]
-#[ignore = "threads that start programs on all nodes at once do not end in 100 s"]
 fn a_storm_of_processes() {
     all_of_many(&["storm"]);
 }
 
 #[test]
-#[ignore = "terminals between nodes: not over in 10 s with a tenth of the turns"]
 fn terminals_across_nodes() {
     all_of_many(&["terminals"]);
 }
 
 #[test]
-#[ignore = "Python's queue between threads on all nodes: not over in 10 s"]
 fn queues_between_threads_across_nodes() {
     all_of_many(&["threads"]);
 }
