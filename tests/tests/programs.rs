@@ -90,36 +90,6 @@ fn all_of_many(parts: &[&str]) {
     world.assert_clean();
 }
 
-/// Python's own tests, where the distribution has them.
-#[test]
-#[ignore = "has not been run to its end on three nodes yet"]
-fn python_passes_its_own_tests() {
-    let world = World::new();
-    let guest = Up::three(&world).detach("python");
-    let modules = ["test_queue", "test_thread", "test_pipes", "test_select"];
-    let present: Vec<&str> = modules
-        .into_iter()
-        .filter(|module| {
-            let import = format!("import test.{module}");
-            guest.exec(&["/usr/bin/python3", "-c", &import]).code == 0
-        })
-        .collect();
-    if present.is_empty() {
-        guest.down().expect(0);
-        world.assert_clean();
-        span_tests::not_tested("python's own tests: install libpython3-testsuite");
-        return;
-    }
-    let before = guest.status();
-    let mut command = vec!["/usr/bin/python3", "-m", "test"];
-    command.extend(&present);
-    let outcome = guest.exec_within(&command, 180);
-    assert_eq!(outcome.code, 0, "{}\n{}", outcome.text(), outcome.stderr);
-    guest.status().assert_moved(&before);
-    guest.down().expect(0);
-    world.assert_clean();
-}
-
 #[test]
 fn java_runs_its_threads_on_all_nodes() {
     if !Path::new("/usr/bin/javac").exists() {

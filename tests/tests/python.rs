@@ -1,0 +1,133 @@
+//! Python's own tests give on three nodes what they give on upstream's kernel.
+
+use roxmltree::{Document, Node};
+use span_tests::{Spawned, UPSTREAM_MISSING, Up, World, not_tested, upstream, upstream_kernel};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// One module, on either kernel.
+const MODULE_S_MAX: u64 = 900;
+
+/// `SPAN_PYTHON`; the full test is `test_threading test_queue test_socket test_subprocess`.
+fn modules() -> Vec<String> {
+    let chosen = std::env::var("SPAN_PYTHON").unwrap_or_else(|_| "test_subprocess".into());
+    chosen.split_whitespace().map(str::to_owned).collect()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Result {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// What each test of a module gave, by name.
+type Results = BTreeMap<String, Result>;
+
+/// From the output of `module.sh`.
+#[track_caller]
+fn results(output: &str) -> Results {
+    let report = output
+        .split_once("\nreport\n")
+        .and_then(|(_, rest)| Some(&rest[..rest.find("</testsuites>")? + "</testsuites>".len()]))
+        .unwrap_or_else(|| panic!("no report in: {output}"));
+    let report = report.replace('\r', "");
+    let document = Document::parse(&report).expect("well-formed XML");
+    let cases = document
+        .descendants()
+        .filter(|node| node.has_tag_name("testcase"));
+    let mut results = Results::new();
+    for case in cases {
+        let name = case.attribute("name").expect("a name").to_string();
+        // A test with parts that failed has an entry for each.
+        let result = results.entry(name).or_insert(Result::Passed);
+        *result = match (*result, result_of(&case)) {
+            (Result::Failed, _) | (_, Result::Failed) => Result::Failed,
+            (_, latest) => latest,
+        };
+    }
+    assert!(!results.is_empty(), "no tests in: {output}");
+    results
+}
+
+fn result_of(case: &Node<'_, '_>) -> Result {
+    let has = |tag| case.children().any(|child| child.has_tag_name(tag));
+    if has("failure") || has("error") {
+        Result::Failed
+    } else if has("skipped") {
+        Result::Skipped
+    } else {
+        Result::Passed
+    }
+}
+
+/// One line for each test that does worse here than there.
+fn worse(here: &Results, there: &Results) -> String {
+    let mut lines = String::new();
+    for (name, expected) in there {
+        let found = here.get(name);
+        if found == Some(expected) || (*expected == Result::Failed && found.is_some()) {
+            continue;
+        }
+        let _ = writeln!(lines, "{name}: {found:?}, upstream {expected:?}");
+    }
+    lines
+}
+
+fn on_upstream(world: &World, kernel: &Path, script: &Path, module: &str) -> Results {
+    let script = script.display().to_string();
+    // One CPU: what upstream's kernel does with more is another test's matter.
+    let mut command = upstream(world, kernel, 1, 512, &[&script, module]);
+    let outcome = Spawned::start(&mut command).wait(Duration::from_secs(MODULE_S_MAX));
+    results(&outcome.text())
+}
+
+fn script(world: &World) -> PathBuf {
+    let script = world.file("module.sh", include_str!("../programs/module.sh"));
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("permissions");
+    script
+}
+
+#[test]
+fn python_finds_no_difference_to_upstream() {
+    let Some(kernel) = upstream_kernel() else {
+        not_tested(UPSTREAM_MISSING);
+        return;
+    };
+    let modules = modules();
+    let world = World::lasting(Duration::from_secs(MODULE_S_MAX) * 2 * modules.len() as u32);
+    let script = script(&world);
+    let mut differences = String::new();
+    for module in &modules {
+        let guest = Up::three(&world)
+            .options(&["--mem", "512M"])
+            .detach("python");
+        guest.status().assert_spread();
+        let before = guest.status();
+        let path = script.display().to_string();
+        let outcome = guest.exec_within(&[&path, module], MODULE_S_MAX).expect(0);
+        guest.status().assert_moved(&before);
+        guest.down().expect(0);
+        world.assert_clean();
+        let here = results(&outcome.text());
+        let there = on_upstream(&world, &kernel, &script, module);
+        println!(
+            "{module}: {} tests, {} passed, {} passed on upstream",
+            here.len(),
+            count(&here, Result::Passed),
+            count(&there, Result::Passed)
+        );
+        let worse = worse(&here, &there);
+        if !worse.is_empty() {
+            let _ = writeln!(differences, "{worse}{}", outcome.text());
+        }
+    }
+    assert!(differences.is_empty(), "{differences}");
+}
+
+fn count(results: &Results, result: Result) -> usize {
+    results.values().filter(|found| **found == result).count()
+}
