@@ -1,5 +1,6 @@
 //! What an engine must be told, and the map from pages to homes.
 
+use crate::planted::Planted;
 use crate::types::{NODES_MAX, NodeId, PageId};
 
 /// Who holds a range of pages when the guest starts.
@@ -44,6 +45,8 @@ pub struct Config {
     /// Grant [`crate::State::Exclusive`] to readers of pages that are read and then written by one
     /// node after the other, and to the first reader of an untouched page.
     pub migratory: bool,
+    /// For tests of the tests.
+    pub planted: Planted,
 }
 
 impl Config {
@@ -61,6 +64,7 @@ impl Config {
             retransmit_ns: Some(2_000_000_000),
             retransmit_ns_max: 30_000_000_000,
             migratory: false,
+            planted: Planted::default(),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::config::{Config, HomeMap, Initial, initial};
 use crate::message::{Kind, Message, ProtocolError};
+use crate::planted::Planted;
 use crate::table::{Answer, Holders, home};
 use crate::timers::Timers;
 use crate::types::{Access, Body, NodeId, NodeSet, PageId, RequestId, State};
@@ -138,6 +139,7 @@ pub(crate) struct Directory {
     /// Per requester: what is over although not below the floor.
     completed: Vec<BTreeSet<u64>>,
     timers: Timers<()>,
+    planted: Planted,
     pub(crate) counters: HomeCounters,
 }
 
@@ -162,6 +164,7 @@ impl Directory {
             floors: vec![0; config.nodes as usize],
             completed: vec![BTreeSet::new(); config.nodes as usize],
             timers: Timers::new(),
+            planted: config.planted,
             counters: HomeCounters::default(),
         }
     }
@@ -573,6 +576,11 @@ impl Directory {
         if entry.owner != NO_NODE {
             entry.sharers = NodeSet::of(NodeId(entry.owner));
             entry.owner = NO_NODE;
+        }
+        if self.planted.lost_sharer()
+            && let Some(lost) = entry.sharers.first()
+        {
+            entry.sharers = entry.sharers.without(lost);
         }
         entry.sharers = entry.sharers.with(requester);
         entry.last_reader = requester.0;

@@ -11,6 +11,7 @@ mod remote;
 use self::parts::{Part, Parts, Seen};
 use crate::config::{Config, HomeMap};
 use crate::message::{Message, ProtocolError};
+use crate::planted::Planted;
 use crate::progress::Progress;
 use crate::table::{Event, holder};
 use crate::timers::Timers;
@@ -166,6 +167,7 @@ pub(crate) struct Holder {
     progress: Progress,
     /// Ends of hold times nobody waits for; they only free memory and wake nobody.
     holds: Timers<()>,
+    planted: Planted,
     pub(crate) counters: HolderCounters,
 }
 
@@ -186,8 +188,8 @@ impl Holder {
             parts: Parts::new(config.nodes),
             timers: Timers::new(),
             progress: Progress::default(),
-
             holds: Timers::new(),
+            planted: config.planted,
             counters: HolderCounters::default(),
         }
     }

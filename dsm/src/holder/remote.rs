@@ -72,6 +72,9 @@ impl Holder {
         }
         active.job = Some(job);
         self.parts.remember(from, page, message.txn, Part::Working);
+        if self.planted.early_ack() && event == Event::Invalidate {
+            self.send_answer(page, &job, Part::Acknowledged, out);
+        }
         self.advance(now_ns, page, out);
         if self.active.get(&page).is_some_and(|a| a.job.is_some()) {
             self.counters.deferred += 1;
@@ -126,7 +129,8 @@ impl Holder {
         // I7: no longer than hold_ns_max, whatever happens here.
         let bound_ns = job.arrived_ns.saturating_add(hold_ns_max);
         let outranked = self.progress.outranks(self.me, page, job.urgency);
-        let until_ns = if outranked {
+        let late = self.planted.early_ack() && job.event == Event::Invalidate;
+        let until_ns = if outranked || late {
             bound_ns
         } else {
             active.hold_until_ns.min(bound_ns)

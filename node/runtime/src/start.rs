@@ -45,6 +45,9 @@ pub(crate) fn join() -> Option<Setup> {
         Err(line) => control::fail(&line),
     }
     let setup = control::receive_setup();
+    if let Some(bugs) = dsm::Planted::in_this_build() {
+        eprintln!("span: built with {bugs}: memory will not be coherent");
+    }
     NODE.store(setup.node, Relaxed);
     for (node, spec) in setup.nodes.iter().enumerate() {
         for cpu in &spec.cpus {
