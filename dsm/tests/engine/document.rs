@@ -162,7 +162,7 @@ fn the_invariants_that_are_cited_exist() {
         .collect();
     assert_eq!(defined, (1..=10).collect());
     let mut cited = BTreeSet::new();
-    let mut folders = vec![root().join("src"), root().join("tests")];
+    let mut folders = ["src", "tests", "sim"].map(|f| root().join(f)).to_vec();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).expect("a folder") {
             let path = entry.expect("an entry").path();

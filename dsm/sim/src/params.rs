@@ -1,6 +1,11 @@
 //! The shape of a run, and the numbers that everything in it follows from.
 
+use crate::world::{Plant, Shape};
+use dsm::{Initial, NODES_MAX, NodeId, PageId};
 use std::fmt;
+
+const RETRANSMIT_NS: u64 = 1_000_000;
+const RETRANSMIT_NS_MAX: u64 = 8_000_000;
 
 /// splitmix64.
 #[derive(Clone, Debug)]
@@ -37,28 +42,20 @@ impl Rng {
     }
 }
 
-/// A bug planted on purpose, to see the checks fail.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Plant {
-    Nothing,
-    /// `protected` is called before the mappings of a page to be given up have changed.
-    EarlyProtected,
-    /// The bytes are read when a change of protection is ordered instead of when it is complete.
-    EarlyBytes,
-    /// A fill after the first one for a page is skipped.
-    SkipFill,
-}
-
-/// The shape of one run. All times in virtual nanoseconds.
+/// All times in virtual nanoseconds.
 #[derive(Clone, Debug)]
-pub(crate) struct Params {
+pub struct Params {
     pub seed: u64,
     pub nodes: u16,
     pub pages: u32,
     pub threads: u32,
     /// Accesses of each thread.
     pub accesses: u32,
+    /// No access begins after so many steps.
+    pub steps: u64,
     pub write_percent: u64,
+    /// Percentage of accesses that go to the first few pages, which all nodes want.
+    pub hot_percent: u64,
     pub delay_ns_max: u64,
     pub protect_ns_max: u64,
     pub resume_ns_max: u64,
@@ -71,23 +68,29 @@ pub(crate) struct Params {
     pub regular: bool,
     /// Each fault has a token of its own, so that the engine cannot know the thread.
     pub anonymous: bool,
-
     pub duplicate_percent: u64,
     pub loss_percent: u64,
     /// Messages between two nodes keep their order.
     pub ordered: bool,
+    /// Nodes that stop, one after the other.
+    pub crashes: u16,
+    /// Until another node knows.
+    pub lost_ns_max: u64,
     pub hold_ns: u64,
     pub hold_ns_max: u64,
     pub migratory: bool,
     pub untouched: bool,
-    /// More events than this are a livelock.
-    pub events_max: u64,
+    /// More steps than this are a livelock.
+    pub steps_max: u64,
     pub plant: Plant,
+    pub planted: dsm::Planted,
+    /// Whether an answer that leaves too early is a breach by itself.
+    pub check_answers: bool,
 }
 
 impl Params {
-    /// A shape drawn from the seed; faults of the network only if `faults`.
-    pub(crate) fn from_seed(seed: u64, faults: bool) -> Params {
+    /// A small shape drawn from the seed; faults of the network only if `faults`.
+    pub fn from_seed(seed: u64, faults: bool) -> Params {
         let mut rng = Rng::new(seed ^ 0x5eed);
         // Without a hold time that outlasts the way back to the access nothing has to go on.
         let access_ns_max = rng.pick(&[0, 0, 300]);
@@ -98,7 +101,9 @@ impl Params {
             pages: rng.range(1, 4) as u32,
             threads: rng.range(1, 3) as u32,
             accesses: 60,
+            steps: u64::MAX,
             write_percent: rng.pick(&[10, 30, 50, 90]),
+            hot_percent: 0,
             delay_ns_max: rng.pick(&[1, 1_000, 50_000]),
             protect_ns_max: rng.pick(&[0, 1_000, 100_000]),
             resume_ns_max: rng.pick(&[1, 2_000, 50_000]),
@@ -107,34 +112,99 @@ impl Params {
             pair_percent: rng.pick(&[0, 20, 100]),
             regular: false,
             anonymous: false,
-
             duplicate_percent: if faults { rng.pick(&[0, 5, 30]) } else { 0 },
             loss_percent: if faults { rng.pick(&[0, 0, 5, 20]) } else { 0 },
             ordered: !faults || rng.percent(20),
+            crashes: 0,
+            lost_ns_max: 1_500_000,
             hold_ns,
             hold_ns_max: hold_ns + rng.pick(&[0, 10_000, 200_000]),
             migratory: rng.percent(50),
             untouched: rng.percent(50),
-            events_max: 5_000_000,
+            steps_max: 5_000_000,
             plant: Plant::Nothing,
+            planted: dsm::Planted::NOTHING,
+            check_answers: true,
         };
-        if params.pair_percent > 0 {
-            params.hold_ns_max = params.hold_ns_max.max(params.gather_ns());
-        }
+        params.hold_for_pairs();
         params
     }
-}
 
-impl Params {
+    /// As many nodes and pages as a guest may have, for `steps` steps.
+    pub fn large(seed: u64, faults: bool, steps: u64) -> Params {
+        let mut rng = Rng::new(seed ^ 0xb16);
+        let mut params = Params {
+            nodes: rng.range(2, u64::from(NODES_MAX)) as u16,
+            pages: rng.range(1, 8) as u32 * 1_000,
+            accesses: u32::MAX,
+            steps,
+            hot_percent: rng.pick(&[0, 50, 90]),
+            steps_max: steps.saturating_mul(10).saturating_add(50_000_000),
+            ..Params::from_seed(seed, faults)
+        };
+        params.hold_for_pairs();
+        params
+    }
+
+    pub(crate) fn hold_for_pairs(&mut self) {
+        if self.pair_percent > 0 {
+            self.hold_ns_max = self.hold_ns_max.max(self.gather_ns());
+        }
+    }
+
     /// How long it takes at most to gather the pages of one access while others wait for them;
     /// see PROTOCOL.md, forward progress.
-    pub(crate) fn gather_ns(&self) -> u64 {
+    pub fn gather_ns(&self) -> u64 {
         let turn_ns = self.hold_ns
             + self.access_ns_max
             + self.resume_ns_max
             + 2 * self.protect_ns_max
             + 4 * self.delay_ns_max;
         3 * u64::from(self.nodes) * turn_ns
+    }
+
+    /// No request waits longer: every thread can be in front of it, and with 20 % loss each turn
+    /// can need many rounds.
+    pub(crate) fn grant_ns_max(&self) -> u64 {
+        let rounds_ns = if self.loss_percent > 0 {
+            40 * RETRANSMIT_NS_MAX
+        } else {
+            0
+        };
+        // Late messages, see `Sim::arrivals_ns`.
+        let turn_ns = self.hold_ns_max + self.gather_ns() + 2_000 * self.delay_ns_max + rounds_ns;
+        u64::from(self.nodes) * u64::from(self.threads) * turn_ns
+    }
+
+    pub(crate) fn shape(&self, rng: &mut Rng) -> Shape {
+        let node = |rng: &mut Rng| NodeId(rng.below(u64::from(self.nodes)) as u16);
+        let homes = (0..self.pages).map(|p| (PageId(p), node(rng))).collect();
+        let initial = (0..self.pages).map(|p| {
+            let owner = node(rng);
+            let untouched = self.untouched && rng.percent(70);
+            let initial = if untouched {
+                Initial::Untouched
+            } else {
+                Initial::Owned(owner)
+            };
+            (PageId(p), initial)
+        });
+        Shape {
+            nodes: self.nodes,
+            threads: self.threads,
+            pages: self.pages,
+            homes,
+            initial: initial.collect(),
+            hold_ns: self.hold_ns,
+            hold_ns_max: self.hold_ns_max,
+            retransmit_ns: (self.loss_percent > 0).then_some((RETRANSMIT_NS, RETRANSMIT_NS_MAX)),
+            migratory: self.migratory,
+            planted: self.planted,
+            plant: self.plant,
+            inline_protect: self.protect_ns_max == 0,
+            anonymous: self.anonymous,
+            check_answers: self.check_answers,
+        }
     }
 }
 

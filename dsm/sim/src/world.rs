@@ -1,0 +1,645 @@
+//! Engines with a model of memory under each, and the checks. What happens next, and when, is the
+//! caller's to say: the random scheduler, a script, or the model checker.
+
+use dsm::{
+    Access, Body, Config, Effect, Engine, Initial, Kind, Message, NodeId, NodeSet, PageId, State,
+    WAITERS_MAX,
+};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+/// What is needed all at once by one access: an instruction can touch several pages.
+pub type Want = Vec<(PageId, Access)>;
+
+/// A bug planted in the runtime's part. Those of the engine are [`dsm::Planted`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Plant {
+    #[default]
+    Nothing,
+    /// `protected` is called before the mappings of a page to be given up have changed.
+    EarlyProtected,
+    /// The bytes are read when a change of protection is ordered instead of when it is complete.
+    EarlyBytes,
+    /// A fill after the first one for a page is skipped.
+    SkipFill,
+}
+
+/// What every engine and the memory under it are made of.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub nodes: u16,
+    pub threads: u32,
+    pub pages: u32,
+    /// As in [`Config`].
+    pub homes: Vec<(PageId, NodeId)>,
+    pub initial: Vec<(PageId, Initial)>,
+    pub hold_ns: u64,
+    pub hold_ns_max: u64,
+    /// First and longest.
+    pub retransmit_ns: Option<(u64, u64)>,
+    pub migratory: bool,
+    pub planted: dsm::Planted,
+    pub plant: Plant,
+    /// Mappings change at once, between two effects, instead of in a step of their own.
+    pub inline_protect: bool,
+    /// Each fault has a token of its own, so that the engine cannot know the thread.
+    pub anonymous: bool,
+    /// Whether an answer that leaves too early is a breach by itself. Without, what comes of it
+    /// has to be noticed.
+    pub check_answers: bool,
+}
+
+impl Shape {
+    pub fn config(&self, me: NodeId) -> Config {
+        let mut config = Config::new(me, self.nodes, self.pages);
+        config.homes.clone_from(&self.homes);
+        config.initial.clone_from(&self.initial);
+        (config.hold_ns, config.hold_ns_max) = (self.hold_ns, self.hold_ns_max);
+        config.retransmit_ns = self.retransmit_ns.map(|(first, _)| first);
+        if let Some((_, max)) = self.retransmit_ns {
+            config.retransmit_ns_max = max;
+        }
+        config.migratory = self.migratory;
+        config.planted = self.planted;
+        config
+    }
+}
+
+/// Which promise was broken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Rule {
+    /// I1
+    SingleWriter,
+    /// I2
+    LastWrite,
+    /// I3
+    AnswerAfterMapping,
+    /// I6
+    Directory,
+    /// I8
+    Granted,
+    /// A correct peer's message was refused, or a directory contradicts its own node.
+    Refused,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Rule::SingleWriter => "I1",
+            Rule::LastWrite => "I2",
+            Rule::AnswerAfterMapping => "I3",
+            Rule::Directory => "I6",
+            Rule::Granted => "I8",
+            Rule::Refused => "refused",
+        })
+    }
+}
+
+/// A broken promise.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+#[error("{rule}: {what}")]
+pub struct Breach {
+    pub rule: Rule,
+    pub what: String,
+}
+
+fn breach<T>(rule: Rule, what: String) -> Result<T, Breach> {
+    Err(Breach { rule, what })
+}
+
+/// What can happen next.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Step {
+    /// The thread makes its access, or faults.
+    Access {
+        node: NodeId,
+        thread: u32,
+        want: Want,
+    },
+    /// The thread runs after a grant; its access follows.
+    Resume { node: NodeId, thread: u32 },
+    /// The mappings have changed as ordered.
+    Protected { node: NodeId, page: PageId },
+    /// The engine's deadline has passed.
+    Timeout { node: NodeId },
+    Deliver {
+        to: NodeId,
+        from: NodeId,
+        message: Message<u64>,
+    },
+    /// The node stops for good.
+    Crash { node: NodeId },
+    /// The node learns that another is gone.
+    Lost { node: NodeId, lost: NodeId },
+}
+
+impl Step {
+    /// Where it happens.
+    pub fn node(&self) -> NodeId {
+        match self {
+            Step::Access { node, .. }
+            | Step::Resume { node, .. }
+            | Step::Protected { node, .. }
+            | Step::Timeout { node }
+            | Step::Deliver { to: node, .. }
+            | Step::Crash { node }
+            | Step::Lost { node, .. } => *node,
+        }
+    }
+}
+
+/// What came of a step, for the caller to schedule.
+#[derive(Clone, Hash, Debug)]
+pub enum Event {
+    Sent {
+        to: NodeId,
+        from: NodeId,
+        message: Message<u64>,
+    },
+    /// A [`Step::Protected`] is to follow.
+    Protecting { node: NodeId, page: PageId },
+    /// A [`Step::Resume`] is to follow.
+    Granted {
+        node: NodeId,
+        thread: u32,
+        /// When it asked.
+        since_ns: u64,
+    },
+    /// The thread has made its access.
+    Made { node: NodeId, thread: u32 },
+    /// It has not, and waits for a grant.
+    Faulted { node: NodeId, thread: u32 },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Phase {
+    Running,
+    Waiting {
+        page: PageId,
+        since_ns: u64,
+    },
+    /// Granted, but not running yet.
+    Granted {
+        page: PageId,
+    },
+    /// Running again, and about to make the access that it was granted.
+    Resumed,
+}
+
+#[derive(Clone, Hash, Debug)]
+pub struct Thread {
+    pub phase: Phase,
+    /// What it waits for; empty between accesses.
+    pub want: Want,
+    /// Accesses made.
+    pub made: u32,
+}
+
+#[derive(Clone, Hash, Debug)]
+pub struct Node {
+    pub engine: Engine<u64>,
+    pub threads: Vec<Thread>,
+    pub alive: bool,
+    /// Whom this node takes for lost.
+    pub lost: NodeSet,
+    /// What the pages hold: the number of the last write to each that this node has seen.
+    memory: Vec<u64>,
+    /// What the threads can really do, whatever the engine believes.
+    mapped: Vec<State>,
+    /// Changes under way.
+    protecting: Vec<Option<State>>,
+    /// For [`Plant::SkipFill`] and [`Plant::EarlyBytes`] only.
+    filled: Vec<bool>,
+    snapshot: Vec<u64>,
+}
+
+impl Node {
+    pub fn mapped(&self, page: PageId) -> State {
+        self.mapped[page.0 as usize]
+    }
+
+    pub fn is_protecting(&self, page: PageId) -> bool {
+        self.protecting[page.0 as usize].is_some()
+    }
+}
+
+/// Who has a page how, one bit per node: what makes the checks after a step cheap. It follows from
+/// the nodes, so it is no part of the hash.
+#[derive(Clone, Copy, Default, Debug)]
+struct Holding {
+    /// By the mappings.
+    readable: NodeSet,
+    writable: NodeSet,
+    /// By the engines.
+    shared: NodeSet,
+    sole: NodeSet,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Index(Vec<Holding>);
+
+impl Hash for Index {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+#[derive(Clone, Hash, Debug)]
+pub struct World {
+    pub nodes: Vec<Node>,
+    /// Last version written to each page.
+    written: Vec<u64>,
+    versions: u64,
+    tokens: u32,
+    plant: Plant,
+    inline_protect: bool,
+    anonymous: bool,
+    check_answers: bool,
+    index: Index,
+    touched: Vec<(NodeId, PageId)>,
+    events: Vec<Event>,
+}
+
+impl World {
+    /// # Panics
+    /// When the shape makes no valid configuration.
+    pub fn new(shape: &Shape) -> World {
+        let pages = shape.pages as usize;
+        let is = |plant| if shape.plant == plant { pages } else { 0 };
+        let thread = Thread {
+            phase: Phase::Running,
+            want: Vec::new(),
+            made: 0,
+        };
+        let node = |me| {
+            let engine = match Engine::new(shape.config(NodeId(me))) {
+                Ok(engine) => engine,
+                Err(error) => panic!("{error}"),
+            };
+            Node {
+                mapped: (0..shape.pages).map(|p| engine.state(PageId(p))).collect(),
+                engine,
+                threads: vec![thread.clone(); shape.threads as usize],
+                alive: true,
+                lost: NodeSet::EMPTY,
+                memory: vec![0; pages],
+                protecting: vec![None; pages],
+                filled: vec![false; is(Plant::SkipFill)],
+                snapshot: vec![0; is(Plant::EarlyBytes)],
+            }
+        };
+        let mut world = World {
+            nodes: (0..shape.nodes).map(node).collect(),
+            written: vec![0; pages],
+            versions: 0,
+            tokens: 0,
+            plant: shape.plant,
+            inline_protect: shape.inline_protect,
+            anonymous: shape.anonymous,
+            check_answers: shape.check_answers,
+            index: Index(vec![Holding::default(); pages]),
+            touched: Vec::new(),
+            events: Vec::new(),
+        };
+        for page in (0..shape.pages).map(PageId) {
+            for node in (0..shape.nodes).map(NodeId) {
+                world.reindex(node, page);
+            }
+        }
+        world
+    }
+
+    pub fn node(&self, node: NodeId) -> &Node {
+        &self.nodes[usize::from(node.0)]
+    }
+
+    fn node_mut(&mut self, node: NodeId) -> &mut Node {
+        &mut self.nodes[usize::from(node.0)]
+    }
+
+    /// What came of the steps since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Does it, and checks every page that it concerned. A node that has stopped does nothing.
+    ///
+    /// # Errors
+    /// When a promise of the protocol is broken. The world must not be used any further.
+    pub fn step(&mut self, now_ns: u64, step: Step) -> Result<(), Breach> {
+        let node = step.node();
+        if !self.node(node).alive {
+            return Ok(());
+        }
+        match step {
+            Step::Access { thread, want, .. } => self.access(now_ns, node, thread, want)?,
+            Step::Resume { thread, .. } => self.resume(now_ns, node, thread),
+            Step::Protected { page, .. } => self.protected(now_ns, node, page),
+            Step::Timeout { .. } => self.node_mut(node).engine.handle_timeout(now_ns),
+            Step::Deliver { from, message, .. } => self.deliver(now_ns, node, from, message)?,
+            Step::Crash { .. } => self.node_mut(node).alive = false,
+            Step::Lost { lost, .. } => {
+                let node = self.node_mut(node);
+                node.lost = node.lost.with(lost);
+                node.engine.node_lost(lost);
+            }
+        }
+        self.drain(now_ns, node)?;
+        while let Some((node, page)) = self.touched.pop() {
+            self.reindex(node, page);
+            self.check(page)?;
+        }
+        Ok(())
+    }
+
+    fn access(&mut self, now_ns: u64, id: NodeId, thread: u32, want: Want) -> Result<(), Breach> {
+        let threads = self.node(id).threads.len() as u32;
+        let mut token = thread;
+        let anonymous = self.anonymous;
+        let node = &mut self.nodes[usize::from(id.0)];
+        let missing = want
+            .iter()
+            .find(|(p, access)| !node.mapped[p.0 as usize].allows(*access));
+        let state = &mut node.threads[thread as usize];
+        if let Some(&(page, access)) = missing {
+            assert!(
+                matches!(state.phase, Phase::Running | Phase::Resumed),
+                "a thread that waits cannot fault"
+            );
+            state.phase = Phase::Waiting {
+                page,
+                since_ns: now_ns,
+            };
+            state.want = want;
+            if anonymous {
+                self.tokens += 1;
+                token += threads * (WAITERS_MAX + self.tokens);
+            }
+            node.engine.request(now_ns, page, access, token);
+            self.touched.push((id, page));
+            self.events.push(Event::Faulted { node: id, thread });
+            return Ok(());
+        }
+        state.want.clear();
+        state.phase = Phase::Running;
+        state.made += 1;
+        for (page, access) in want {
+            let index = page.0 as usize;
+            let (sees, last) = (node.memory[index], self.written[index]);
+            if sees != last {
+                let what = format!("{id} sees write {sees} of {page}, the last was {last}");
+                return breach(Rule::LastWrite, what);
+            }
+            if access == Access::Write {
+                self.versions += 1;
+                node.memory[index] = self.versions;
+                self.written[index] = self.versions;
+            }
+            self.touched.push((id, page));
+        }
+        self.events.push(Event::Made { node: id, thread });
+        Ok(())
+    }
+
+    fn resume(&mut self, now_ns: u64, id: NodeId, thread: u32) {
+        let node = self.node_mut(id);
+        let state = &mut node.threads[thread as usize];
+        if let Phase::Granted { page } = state.phase {
+            state.phase = Phase::Resumed;
+            node.engine.resumed(now_ns, page, now_ns);
+            self.touched.push((id, page));
+        }
+    }
+
+    fn protected(&mut self, now_ns: u64, id: NodeId, page: PageId) {
+        let early = self.plant == Plant::EarlyProtected;
+        let node = self.node_mut(id);
+        let index = page.0 as usize;
+        // With the planted bug a second change can have taken the first one's place.
+        let Some(state) = node.protecting[index].take() else {
+            assert!(early, "{id} has no change of {page} under way");
+            return;
+        };
+        let lowers = state < node.mapped[index];
+        node.mapped[index] = state;
+        if !(early && lowers) {
+            node.engine.protected(now_ns, page);
+        }
+        self.touched.push((id, page));
+    }
+
+    fn deliver(
+        &mut self,
+        now_ns: u64,
+        to: NodeId,
+        from: NodeId,
+        message: Message<u64>,
+    ) -> Result<(), Breach> {
+        let page = message.page;
+        self.touched.push((to, page));
+        let node = self.node_mut(to);
+        let gone = node.lost.contains(from);
+        match node.engine.handle_message(now_ns, from, message) {
+            Ok(()) if gone => breach(Rule::Refused, format!("{to} listens to lost {from}")),
+            Err(error) if !gone => breach(Rule::Refused, format!("at {to}: {error}")),
+            _ => Ok(()),
+        }
+    }
+
+    fn drain(&mut self, now_ns: u64, id: NodeId) -> Result<(), Breach> {
+        while let Some(effect) = self.node_mut(id).engine.poll_effect() {
+            match effect {
+                Effect::Send {
+                    to,
+                    message,
+                    attach_page,
+                } => self.send(id, to, message, attach_page)?,
+                Effect::Fill { page, body } => self.fill(id, page, &body)?,
+                Effect::Protect { page, state } => self.protect(now_ns, id, page, state),
+                Effect::Granted { page, waiter } => self.granted(id, page, waiter),
+                Effect::Failed { error } => {
+                    return breach(Rule::Refused, format!("at {id} itself: {error}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        mut message: Message<u64>,
+        attach_page: bool,
+    ) -> Result<(), Breach> {
+        let index = message.page.0 as usize;
+        let node = self.node(from);
+        if attach_page {
+            let bytes = match self.plant {
+                Plant::EarlyBytes => node.snapshot[index],
+                _ => node.memory[index],
+            };
+            message.body = match bytes {
+                0 => Body::Zero,
+                version => Body::Full(version),
+            };
+        }
+        let allowed = match message.kind {
+            Kind::InvalidateAck => State::Invalid,
+            Kind::Grant { state, .. } if attach_page && state.is_sole() => State::Invalid,
+            // Read-only mappings are all alike.
+            Kind::Grant { .. } if attach_page => State::Exclusive,
+            _ => State::Modified,
+        };
+        let mapped = node.mapped[index];
+        if self.check_answers && mapped > allowed {
+            let (kind, page) = (message.kind.name(), message.page);
+            let what = format!("{from} sends {kind} for {page} while it has it {mapped:?}");
+            return breach(Rule::AnswerAfterMapping, what);
+        }
+        self.touched.push((from, message.page));
+        self.events.push(Event::Sent { to, from, message });
+        Ok(())
+    }
+
+    fn fill(&mut self, id: NodeId, page: PageId, body: &Body<u64>) -> Result<(), Breach> {
+        let plant = self.plant;
+        let node = self.node_mut(id);
+        let index = page.0 as usize;
+        if node.mapped[index] != State::Invalid {
+            let what = format!("{id} fills {page}, which it has mapped");
+            return breach(Rule::AnswerAfterMapping, what);
+        }
+        if plant == Plant::SkipFill && std::mem::replace(&mut node.filled[index], true) {
+            return Ok(());
+        }
+        node.memory[index] = match body {
+            Body::Full(version) => *version,
+            Body::Zero => 0,
+            Body::None => {
+                return breach(Rule::LastWrite, format!("{id} fills {page} with nothing"));
+            }
+        };
+        Ok(())
+    }
+
+    fn protect(&mut self, now_ns: u64, id: NodeId, page: PageId, state: State) {
+        let (plant, inline) = (self.plant, self.inline_protect);
+        self.touched.push((id, page));
+        let node = self.node_mut(id);
+        let index = page.0 as usize;
+        if plant == Plant::EarlyBytes {
+            node.snapshot[index] = node.memory[index];
+        }
+        let early = plant == Plant::EarlyProtected && state < node.mapped[index];
+        if inline && !early {
+            node.mapped[index] = state;
+            node.engine.protected(now_ns, page);
+            return;
+        }
+        let before = node.protecting[index].replace(state);
+        assert!(
+            before.is_none() || plant == Plant::EarlyProtected,
+            "two changes of protection for {page} at {id}"
+        );
+        if early {
+            node.engine.protected(now_ns, page);
+        }
+        self.events.push(Event::Protecting { node: id, page });
+    }
+
+    fn granted(&mut self, id: NodeId, page: PageId, waiter: u32) {
+        let node = self.node_mut(id);
+        let thread = waiter % node.threads.len() as u32;
+        let state = &mut node.threads[thread as usize];
+        let since_ns = match state.phase {
+            Phase::Waiting {
+                page: asked,
+                since_ns,
+            } if asked == page => since_ns,
+            other => panic!("{id}.{thread} is granted {page} while it is {other:?}"),
+        };
+        state.phase = Phase::Granted { page };
+        self.touched.push((id, page));
+        self.events.push(Event::Granted {
+            node: id,
+            thread,
+            since_ns,
+        });
+    }
+
+    fn reindex(&mut self, id: NodeId, page: PageId) {
+        let node = &self.nodes[usize::from(id.0)];
+        let (mapped, state) = (node.mapped[page.0 as usize], node.engine.state(page));
+        let holding = &mut self.index.0[page.0 as usize];
+        let put = |set: &mut NodeSet, is| *set = if is { set.with(id) } else { set.without(id) };
+        put(&mut holding.readable, mapped >= State::Shared);
+        put(&mut holding.writable, mapped == State::Modified);
+        put(&mut holding.shared, state == State::Shared);
+        put(&mut holding.sole, state.is_sole());
+    }
+
+    /// I1, I2 and I6 for one page.
+    fn check(&self, page: PageId) -> Result<(), Breach> {
+        let holding = self.index.0[page.0 as usize];
+        let Holding {
+            readable,
+            writable,
+            shared,
+            sole,
+        } = holding;
+        // An exclusive owner that becomes a reader keeps its mapping, so `Exclusive` among the
+        // mappings proves nothing; the engines' own states do.
+        if (!writable.is_empty() && readable.len() > 1)
+            || sole.len() > 1
+            || (!sole.is_empty() && !shared.is_empty())
+        {
+            return breach(Rule::SingleWriter, format!("{page}: {holding:?}"));
+        }
+        let last = self.written[page.0 as usize];
+        for node in readable.iter() {
+            let sees = self.node(node).memory[page.0 as usize];
+            if sees != last {
+                let what = format!("{node} shows write {sees} of {page}, the last was {last}");
+                return breach(Rule::LastWrite, what);
+            }
+        }
+        let home = self.nodes[0].engine.home(page);
+        let Some(view) = self.node(home).engine.directory(page) else {
+            return breach(Rule::Directory, format!("{home} is not home to {page}"));
+        };
+        let owner = view.owner.map_or(NodeSet::EMPTY, NodeSet::of);
+        if view.busy.is_none() && (owner != sole || view.sharers != shared) {
+            return breach(
+                Rule::Directory,
+                format!("{page}: {view:?}, but {holding:?}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// The same for every page, whatever was touched: the quick checks must not have missed any.
+    ///
+    /// # Errors
+    /// When a promise of the protocol is broken.
+    pub fn check_everything(&mut self) -> Result<(), Breach> {
+        for page in (0..self.written.len() as u32).map(PageId) {
+            for node in (0..self.nodes.len() as u16).map(NodeId) {
+                self.reindex(node, page);
+            }
+            self.check(page)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a request for this page may wait for ever: a node that is gone is its home, has it,
+    /// or has a request for it under way.
+    pub fn is_stranded(&self, page: PageId) -> bool {
+        let gone = |node: NodeId| !self.node(node).alive;
+        let home = self.nodes[0].engine.home(page);
+        let view = self.node(home).engine.directory(page);
+        gone(home)
+            || view.is_some_and(|view| {
+                let part = view.owner.into_iter().chain(view.busy.map(|r| r.node));
+                part.chain(view.sharers.iter()).any(gone)
+            })
+    }
+}
