@@ -48,6 +48,7 @@ pub(crate) struct Faults {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counters {
+    pub(crate) pages_ahead: u64,
     pub(crate) invalidations: u64,
     pub(crate) stub_faults: u64,
     pub(crate) stub_kicks: u64,

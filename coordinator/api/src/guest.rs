@@ -69,6 +69,8 @@ pub struct Stats {
     pub faults_upgrade: u64,
     /// Faults that this node could satisfy by itself.
     pub faults_local: u64,
+    /// Pages asked for before they were needed.
+    pub pages_ahead: u64,
     pub pages_in: u64,
     pub pages_out: u64,
     pub invalidations: u64,

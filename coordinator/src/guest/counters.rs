@@ -106,6 +106,7 @@ impl Guest {
                         pages_in: stats.pages_in,
                         pages_out: stats.pages_out,
                         counters: Counters {
+                            pages_ahead: stats.pages_ahead,
                             invalidations: stats.invalidations,
                             stub_faults: stats.stub_faults,
                             stub_kicks: stats.stub_kicks,

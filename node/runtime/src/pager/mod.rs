@@ -5,21 +5,25 @@
 //! creating a thread, a host call) is handed to other threads of the runtime, which answer through
 //! [`Remote`]. All signals are blocked, and no guest address is dereferenced.
 
+mod alarm;
 pub(crate) mod peers;
+mod readahead;
 mod requests;
 pub(crate) mod wire;
 
 use crate::image::{NodeImage, PAGE_BYTES};
 use crate::view::{Protection, View};
 use crate::{clock, control, slots, stub};
+use alarm::Alarm;
 use bytes::Bytes;
 use dsm::{Body, Config, Effect, Engine, Initial, NodeId, PageId, State};
 use peers::Peer;
+use readahead::Readahead;
 use span_api::guest::{FromGuest, Setup, Stats};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -33,15 +37,15 @@ const HOLD_NS: u64 = 20_000;
 /// ... and this long at most, if the thread does not get to run.
 const HOLD_NS_MAX: u64 = 4_000_000;
 
+/// Waits for pages that were asked for before any thread needs them.
+const NOBODY: u32 = u32::MAX;
+
 /// How often to look whether a thread that was granted a page has resumed, while others wait for it.
 const RESUME_POLL_NS: u64 = 50_000;
 
 /// The host gives the pager this much of a processor at a time. It never needs more, and who asks
 /// for little runs before those who want to compute: else a fault waits for their turns to end.
 const SLICE_NS: u64 = 100_000;
-
-/// Shortest wait of the timer; zero would disarm it.
-const TIMER_NS_MIN: u64 = 1_000;
 
 /// What other threads of the runtime tell the pager.
 #[derive(Debug)]
@@ -128,6 +132,8 @@ pub(crate) struct Pager {
     granted: Vec<(u32, u32)>,
     /// Protections put off because a stub is about to use the page: page, state, until.
     put_off: Vec<(u32, State, u64)>,
+    readahead: Readahead,
+    memory_pages: u32,
     /// When each waiting fault began, by slot.
     fault_began: HashMap<u32, u64>,
     kicker: mpsc::Sender<KickJob>,
@@ -185,23 +191,8 @@ enum Work {
     },
 }
 
-fn timerfd() -> std::io::Result<OwnedFd> {
-    // SAFETY: a new descriptor, owned by the result.
-    unsafe {
-        let fd = libc::timerfd_create(
-            libc::CLOCK_MONOTONIC,
-            libc::TFD_NONBLOCK | libc::TFD_CLOEXEC,
-        );
-        if fd < 0 {
-            Err(std::io::Error::last_os_error())
-        } else {
-            Ok(OwnedFd::from_raw_fd(fd))
-        }
-    }
-}
-
 fn eventfd() -> std::io::Result<OwnedFd> {
-    // SAFETY: as above.
+    // SAFETY: a new descriptor, owned by the result.
     unsafe {
         let fd = libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         if fd < 0 {
@@ -217,60 +208,6 @@ fn eventfd() -> std::io::Result<OwnedFd> {
 fn watch<T: AsRawFd>(fd: T) -> std::io::Result<AsyncFd<T>> {
     // SAFETY: the descriptor is owned by the result, and nobody closes it before.
     unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
-}
-
-/// The loop's timer.
-#[derive(Debug)]
-struct Alarm {
-    timer: OwnedFd,
-    /// When it will go off, 0 if it is not set.
-    at_ns: Cell<u64>,
-}
-
-impl Alarm {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            timer: timerfd()?,
-            at_ns: Cell::new(0),
-        })
-    }
-
-    /// Goes off at `next`, or sooner if it was set to already: most deadlines are over, or have been
-    /// put off, before they are reached, and setting it costs a system call.
-    fn set(&self, next: Option<u64>) {
-        let Some(at_ns) = next else { return };
-        let armed = self.at_ns.get();
-        if armed == 0 || at_ns < armed {
-            self.at_ns.set(at_ns);
-            arm(&self.timer, at_ns.saturating_sub(clock::host_ns()));
-        }
-    }
-
-    fn has_gone_off(&self) {
-        self.at_ns.set(0);
-    }
-}
-
-impl AsRawFd for Alarm {
-    fn as_raw_fd(&self) -> RawFd {
-        self.timer.as_raw_fd()
-    }
-}
-
-fn arm(timer: &OwnedFd, wait_ns: u64) {
-    let wait_ns = wait_ns.max(TIMER_NS_MIN);
-    let spec = libc::itimerspec {
-        it_interval: libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        },
-        it_value: libc::timespec {
-            tv_sec: (wait_ns / 1_000_000_000) as i64,
-            tv_nsec: (wait_ns % 1_000_000_000) as i64,
-        },
-    };
-    // SAFETY: passes a local.
-    unsafe { libc::timerfd_settime(timer.as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
 }
 
 /// What the main thread and the pager tell each other while the guest comes up.
@@ -398,11 +335,8 @@ fn homes(setup: &Setup) -> Vec<(PageId, NodeId)> {
 impl Pager {
     fn new(setup: &Setup, image: NodeImage, view: View, inbox: Inbox, peers: Vec<Peer>) -> Pager {
         let me = setup.node;
-        let mut config = Config::new(
-            NodeId(me),
-            setup.nodes.len() as u16,
-            (image.memory_size / PAGE_BYTES) as u32,
-        );
+        let memory_pages = (image.memory_size / PAGE_BYTES) as u32;
+        let mut config = Config::new(NodeId(me), setup.nodes.len() as u16, memory_pages);
         config.homes = homes(setup);
         // The node that boots touches most of memory first.
         config.initial = vec![(PageId(0), Initial::Owned(NodeId(0)))];
@@ -436,16 +370,14 @@ impl Pager {
             vm_waiting: HashMap::new(),
             granted: Vec::new(),
             put_off: Vec::new(),
+            readahead: Readahead::default(),
+            memory_pages,
             fault_began: HashMap::new(),
             kicker: requests::start_kicker(inbox.clone()),
             workers: requests::start_workers(inbox.clone(), image),
             inbox,
             stats: Stats::default(),
-            pages_held: if me == 0 {
-                (image.memory_size / PAGE_BYTES) as u64
-            } else {
-                0
-            },
+            pages_held: if me == 0 { u64::from(memory_pages) } else { 0 },
             lost: false,
         }
     }
@@ -628,6 +560,11 @@ impl Pager {
 
     /// The waiter's access is allowed; the view may still be closed, to save host mappings.
     fn grant(&mut self, page: u32, slot: u32) {
+        if slot == NOBODY {
+            let now = clock::host_ns();
+            self.engine.resumed(now, PageId(page), now);
+            return;
+        }
         let protection = Protection::of(self.engine.state(PageId(page)));
         if self.view.protection(page) != protection
             && let Err(error) = self.view.protect(page, protection)

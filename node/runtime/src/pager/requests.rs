@@ -1,7 +1,7 @@
 //! What vCPU threads and other nodes ask of this node, apart from pages.
 
 use super::{
-    Asker, Inbox, KickJob, KickThen, Pager, Remote, Ticket, Work, wire::Frame,
+    Asker, Inbox, KickJob, KickThen, NOBODY, Pager, Remote, Ticket, Work, wire::Frame,
     wire::PAYLOAD_BYTES_MAX,
 };
 use crate::image::{NodeImage, PAGE_BYTES};
@@ -153,7 +153,20 @@ impl Pager {
         *counter += 1;
         self.fault_began.insert(slot, now);
         self.engine.request(now, PageId(page), access, slot);
+        if held == dsm::State::Invalid {
+            self.ask_ahead(now, page, access);
+        }
         self.drain_effects();
+    }
+
+    fn ask_ahead(&mut self, now: u64, missed: u32, access: Access) {
+        let ahead = self.readahead.missed(missed, access, self.memory_pages);
+        for page in ahead.map(PageId) {
+            if self.engine.state(page) == dsm::State::Invalid {
+                self.stats.pages_ahead += 1;
+                self.engine.request(now, page, access, NOBODY);
+            }
+        }
     }
 
     pub(super) fn handle_remote(&mut self, message: Remote) {
