@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs one module of Python's own tests where nothing of it stays, and prints what it said, a line
-# `report`, and the report. As the first process of a kernel it first makes what an init would.
+# `report`, and a line for each test. As the first process of a kernel it first makes what an init would.
 if [ $$ = 1 ]; then
     export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOME=/tmp
     mount -t proc proc /proc
@@ -13,11 +13,15 @@ if [ $$ = 1 ]; then
     mount -t tmpfs tmp /tmp
     ip link set lo up
 fi
+here=$(dirname "$0")
 cd /tmp || exit
 export PYTHONDONTWRITEBYTECODE=1 HOME=/tmp TMPDIR=/tmp
-/usr/bin/python3 -m test -v --junit-xml report.xml "$1" < /dev/null 2>&1
+/usr/bin/python3 "$here/module.py" "$1" < /dev/null 2>&1
 echo report
-cat report.xml
+cat results
 if [ $$ = 1 ]; then
-    exec /usr/bin/python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321fedc)'
+    # Stopping the kernel loses what the console has not written yet.
+    exec /usr/bin/python3 -c 'import ctypes, termios
+termios.tcdrain(1)
+ctypes.CDLL(None).reboot(0x4321fedc)'
 fi
