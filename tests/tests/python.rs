@@ -12,7 +12,7 @@ const MODULE_S_MAX: u64 = 900;
 
 /// `SPAN_PYTHON`; the full test is `test_threading test_queue test_socket test_subprocess`.
 fn modules() -> Vec<String> {
-    let chosen = std::env::var("SPAN_PYTHON").unwrap_or_else(|_| "test_subprocess".into());
+    let chosen = std::env::var("SPAN_PYTHON").unwrap_or_else(|_| "test_queue".into());
     chosen.split_whitespace().map(str::to_owned).collect()
 }
 
