@@ -21,6 +21,8 @@
 mod clock;
 mod control;
 pub mod ffi;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod host;
 pub mod hostcall;
 mod image;

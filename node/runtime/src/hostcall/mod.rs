@@ -44,4 +44,8 @@ mod wire;
 
 pub use env::{Env, install, set_paths_local, share_fd};
 pub use serve::serve;
+#[cfg(test)]
+pub(crate) use wire::a_request;
 pub use wire::{REPLY_MAX, REQUEST_MAX};
+#[cfg(any(test, fuzzing))]
+pub(crate) use wire::{check_reply, check_request};

@@ -105,3 +105,37 @@ impl Reply {
         })
     }
 }
+
+/// Whether a peer can have sent the request; if so, it says the same when it is written again.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_request(bytes: &[u8]) -> bool {
+    let Some((request, input)) = Request::decode(bytes) else {
+        return false;
+    };
+    assert_eq!([&request.encode()[..], input].concat(), bytes);
+    true
+}
+
+/// The same for a reply to a request with room for as much as it has.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_reply(bytes: &[u8]) {
+    let room = bytes.len().saturating_sub(REPLY_HEADER);
+    if let Some(reply) = Reply::decode(bytes, room) {
+        assert_eq!(reply.output_len, room);
+        assert_eq!(reply.encode()[..], bytes[..REPLY_HEADER]);
+        assert!(room == 0 || Reply::decode(bytes, room - 1).is_none());
+    }
+}
+
+/// A request that makes sense, as far as one can tell before it is carried out.
+#[cfg(test)]
+pub(crate) fn a_request(op: u16, input: &[u8]) -> Vec<u8> {
+    let ops = Op::ALL;
+    let request = Request {
+        op: ops[usize::from(op) % ops.len()],
+        args: [i64::from(op); ARGS],
+        input_len: input.len(),
+        output_cap: DATA_MAX,
+    };
+    [&request.encode()[..], input].concat()
+}

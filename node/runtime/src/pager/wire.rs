@@ -35,7 +35,7 @@ pub(crate) struct Header {
 }
 
 /// A message between runtimes. `ticket` names a request of the sender's that waits for the answer.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Frame {
     Page(Message<Bytes>),
     /// First on every connection: who speaks, and the identity of its host's clock.
