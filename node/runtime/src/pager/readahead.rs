@@ -110,7 +110,7 @@ mod tests {
     fn scattered_misses_ask_for_nothing_more() {
         let mut readahead = Readahead::default();
         for i in 0..1000 {
-            assert!(missed(&mut readahead, i * 7919 % 10_007).len() == 0);
+            assert!(missed(&mut readahead, i * 7919 % 10_007).is_empty());
         }
     }
 
