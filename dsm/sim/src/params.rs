@@ -64,6 +64,8 @@ pub struct Params {
     pub access_ns_max: u64,
     /// Percentage of accesses that need two pages at the same instant.
     pub pair_percent: u64,
+    /// Percentage of faults after which the node asks for the next pages as well.
+    pub ahead_percent: u64,
     /// Every delay is its maximum: as regular, and as bad, as timing can be.
     pub regular: bool,
     /// Each fault has a token of its own, so that the engine cannot know the thread.
@@ -121,6 +123,7 @@ impl Params {
             hold_ns_max: hold_ns + rng.pick(&[0, 10_000, 200_000]),
             migratory: rng.percent(50),
             untouched: rng.percent(50),
+            ahead_percent: rng.pick(&[0, 0, 50]),
             steps_max: 5_000_000,
             plant: Plant::Nothing,
             planted: dsm::Planted::NOTHING,

@@ -422,11 +422,14 @@ fn head(shape: &Shape) -> String {
 fn text(now_ns: u64, line: &Line) -> String {
     let what = match line {
         Line::Step(Step::Access { node, thread, want }) => {
-            let want = want.iter().map(|(page, access)| match access {
-                Access::Read => format!(" p{} read", page.0),
-                Access::Write => format!(" p{} write", page.0),
-            });
+            let want = want
+                .iter()
+                .map(|(page, access)| format!(" p{} {}", page.0, word(*access)));
             format!("{node}.{thread} access{}", want.collect::<String>())
+        }
+        Line::Step(Step::Ahead { node, page, access }) => {
+            let access = word(*access);
+            format!("{node} ahead p{} {access}", page.0)
         }
         Line::Step(Step::Resume { node, thread }) => format!("{node}.{thread} resume"),
         Line::Step(Step::Protected { node, page }) => format!("{node} protected p{}", page.0),
@@ -473,11 +476,7 @@ fn step(words: &[&str], shape: &Shape) -> Result<(u64, Line), String> {
     let line = match rest {
         [who, "access", want @ ..] if !want.is_empty() => {
             let (node, thread) = thread(who)?;
-            let want = pairs(want, |access| match access {
-                "read" => Ok(Access::Read),
-                "write" => Ok(Access::Write),
-                _ => Err(format!("`{access}` is no access")),
-            })?;
+            let want = pairs(want, access)?;
             if let Some((page, _)) = want.iter().find(|(p, _)| p.0 >= shape.pages) {
                 return Err(format!("there is no page {page}"));
             }
@@ -487,6 +486,11 @@ fn step(words: &[&str], shape: &Shape) -> Result<(u64, Line), String> {
             let (node, thread) = thread(who)?;
             Line::Step(Step::Resume { node, thread })
         }
+        [who, "ahead", what, how] => Line::Step(Step::Ahead {
+            node: node(who)?,
+            page: page(what)?,
+            access: access(how)?,
+        }),
         [who, "protected", what] => Line::Step(Step::Protected {
             node: node(who)?,
             page: page(what)?,
@@ -533,7 +537,22 @@ fn fits(world: &World, step: &Step) -> bool {
         Step::Resume { node, thread } => matches!(phase(*node, *thread), Phase::Granted { .. }),
         Step::Protected { node, page } => world.node(*node).is_protecting(*page),
         Step::Timeout { node } => world.node(*node).engine.poll_timeout().is_some(),
-        Step::Crash { .. } | Step::Lost { .. } | Step::Deliver { .. } => true,
+        Step::Ahead { .. } | Step::Crash { .. } | Step::Lost { .. } | Step::Deliver { .. } => true,
+    }
+}
+
+fn word(access: Access) -> &'static str {
+    match access {
+        Access::Read => "read",
+        Access::Write => "write",
+    }
+}
+
+fn access(word: &str) -> Result<Access, String> {
+    match word {
+        "read" => Ok(Access::Read),
+        "write" => Ok(Access::Write),
+        _ => Err(format!("`{word}` is no access")),
     }
 }
 

@@ -3,13 +3,15 @@
 use crate::params::{Params, Rng};
 use crate::script::Recorder;
 use crate::world::{Breach, Event, Phase, Rule, Step, Want, World};
-use dsm::{Access, Message, NodeId, PageId};
+use dsm::{Access, Message, NodeId, PageId, State};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::hash::{DefaultHasher, Hash};
 
 /// Pages that `Params::hot_percent` goes to.
 const HOT_PAGES: u64 = 4;
+/// Pages that are asked for ahead at once.
+const AHEAD_PAGES: u32 = 8;
 
 /// Something to happen.
 #[derive(Clone, Debug)]
@@ -39,6 +41,8 @@ pub struct Totals {
     pub faults: u64,
     /// Faults after a grant: another page of the same access, or one lost again.
     pub refaults: u64,
+    /// Pages asked for before a thread needed them.
+    pub ahead: u64,
     pub messages: u64,
     pub lost: u64,
     pub duplicated: u64,
@@ -59,6 +63,7 @@ impl Totals {
             accesses,
             faults,
             refaults,
+            ahead,
             messages,
             lost,
             duplicated,
@@ -73,6 +78,7 @@ impl Totals {
         self.accesses += accesses;
         self.faults += faults;
         self.refaults += refaults;
+        self.ahead += ahead;
         self.messages += messages;
         self.lost += lost;
         self.duplicated += duplicated;
@@ -274,6 +280,7 @@ impl Sim {
             Event::Faulted { node, thread } => {
                 self.totals.faults += 1;
                 self.waiting.insert((now_ns, node, thread));
+                self.ask_ahead(node, thread);
             }
         }
     }
@@ -287,6 +294,30 @@ impl Sim {
         }
         self.schedule(self.now_ns + access_ns, Next::Access { node, thread });
         Ok(())
+    }
+
+    /// What follows the page that the thread waits for, as far as it is not here.
+    fn ask_ahead(&mut self, node: NodeId, thread: u32) {
+        let percent = self.params.ahead_percent;
+        if percent == 0 || !self.rng.percent(percent) {
+            return;
+        }
+        let me = self.world.node(node);
+        let state = &me.threads[thread as usize];
+        let (Phase::Waiting { page, .. }, Some(&(_, access))) = (state.phase, state.want.first())
+        else {
+            return;
+        };
+        let end = self.params.pages.min(page.0 + 1 + AHEAD_PAGES);
+        let missing: Vec<PageId> = (page.0 + 1..end)
+            .map(PageId)
+            .filter(|page| me.engine.state(*page) == State::Invalid)
+            .collect();
+        for page in missing {
+            self.totals.ahead += 1;
+            let step = Step::Ahead { node, page, access };
+            self.schedule(self.now_ns, Next::Step(step));
+        }
     }
 
     fn timeout(&mut self, node: NodeId) -> Result<(), Breach> {

@@ -8,6 +8,9 @@ use dsm::{
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
+/// The token of a page that was asked for ahead, as in the runtime.
+const NOBODY: u32 = u32::MAX;
+
 /// What is needed all at once by one access: an instruction can touch several pages.
 pub type Want = Vec<(PageId, Access)>;
 
@@ -116,6 +119,12 @@ pub enum Step {
         thread: u32,
         want: Want,
     },
+    /// The node asks for a page that no thread needs yet.
+    Ahead {
+        node: NodeId,
+        page: PageId,
+        access: Access,
+    },
     /// The thread runs after a grant; its access follows.
     Resume { node: NodeId, thread: u32 },
     /// The mappings have changed as ordered.
@@ -138,6 +147,7 @@ impl Step {
     pub fn node(&self) -> NodeId {
         match self {
             Step::Access { node, .. }
+            | Step::Ahead { node, .. }
             | Step::Resume { node, .. }
             | Step::Protected { node, .. }
             | Step::Timeout { node }
@@ -331,6 +341,11 @@ impl World {
         }
         match step {
             Step::Access { thread, want, .. } => self.access(now_ns, node, thread, want)?,
+            Step::Ahead { page, access, .. } => {
+                let engine = &mut self.node_mut(node).engine;
+                engine.request(now_ns, page, access, NOBODY);
+                self.touched.push((node, page));
+            }
             Step::Resume { thread, .. } => self.resume(now_ns, node, thread),
             Step::Protected { page, .. } => self.protected(now_ns, node, page),
             Step::Timeout { .. } => self.node_mut(node).engine.handle_timeout(now_ns),
@@ -454,6 +469,13 @@ impl World {
                 } => self.send(id, to, message, attach_page)?,
                 Effect::Fill { page, body } => self.fill(id, page, &body)?,
                 Effect::Protect { page, state } => self.protect(now_ns, id, page, state),
+                Effect::Granted {
+                    page,
+                    waiter: NOBODY,
+                } => {
+                    self.touched.push((id, page));
+                    self.node_mut(id).engine.resumed(now_ns, page, now_ns);
+                }
                 Effect::Granted { page, waiter } => self.granted(id, page, waiter),
                 Effect::Failed { error } => {
                     return breach(Rule::Refused, format!("at {id} itself: {error}"));

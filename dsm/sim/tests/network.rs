@@ -66,7 +66,10 @@ fn a_large_network_stays_coherent() {
         steps: 250_000,
         ..Options::new(Size::Large, seed)
     });
-    assert!(totals.faults > 100_000, "proves too little");
+    assert!(
+        totals.faults > 100_000 && totals.ahead > 1_000,
+        "proves too little: {totals:?}"
+    );
 }
 
 /// A node that stops strands those who need it, and corrupts nothing.
@@ -100,6 +103,7 @@ fn pairs(seed: u64, nodes: u16, think_ns_max: u64, anonymous: bool) -> Params {
         think_ns_max,
         access_ns_max: 100,
         pair_percent: 100,
+        ahead_percent: 0,
         regular: true,
         anonymous,
         hold_ns: 20_000,
