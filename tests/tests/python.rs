@@ -29,6 +29,8 @@ type Results = BTreeMap<String, Result>;
 /// From the output of `module.sh`.
 #[track_caller]
 fn results(output: &str) -> Results {
+    // A console ends lines as terminals want it.
+    let output = output.replace('\r', "");
     let (_, report) = output
         .split_once("\nreport\n")
         .unwrap_or_else(|| panic!("no report in: {output}"));
