@@ -45,6 +45,34 @@ def exactly(fd, count):
     return data
 
 
+def hogs():
+    """Processes that compute come to run on all CPUs, although none executes a program."""
+
+    def compute(to):
+        seen = set()
+        end = time.monotonic() + 6
+        while time.monotonic() < end:
+            for _ in range(100_000):
+                pass
+            with open("/proc/self/stat") as stat:
+                seen.add(stat.read().rsplit(")", 1)[1].split()[36])
+        os.write(to, " ".join(seen).encode() + b"\n")
+
+    come, to = os.pipe()
+    children = []
+    for _ in CPUS:
+        pid = os.fork()
+        if pid == 0:
+            compute(to)
+            os._exit(0)
+        children.append(pid)
+    os.close(to)
+    for pid in children:
+        reap(pid)
+    seen = set(map(int, os.read(come, 4096).split()))
+    assert seen == set(CPUS), seen
+
+
 def storm():
     """A process on each CPU starts programs on the next, all at once."""
 

@@ -52,6 +52,11 @@ fn processes_talk_across_nodes() {
 }
 
 #[test]
+fn what_computes_spreads_over_the_nodes() {
+    all_of_many(&["hogs"]);
+}
+
+#[test]
 fn a_storm_of_processes() {
     all_of_many(&["storm"]);
 }
