@@ -18,9 +18,11 @@ mod options;
 mod params;
 pub mod script;
 mod sim;
+mod step;
 mod world;
 
 pub use options::{Options, Size};
 pub use params::Params;
 pub use sim::{Sim, Totals};
-pub use world::{Breach, Event, Node, Phase, Plant, Rule, Shape, Step, Thread, Want, World};
+pub use step::{Breach, Event, Plant, Rule, Shape, Step, Want};
+pub use world::{Node, Phase, Thread, World};

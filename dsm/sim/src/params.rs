@@ -1,6 +1,6 @@
 //! The shape of a run, and the numbers that everything in it follows from.
 
-use crate::world::{Plant, Shape};
+use crate::step::{Plant, Shape};
 use dsm::{Initial, NODES_MAX, NodeId, PageId};
 use std::fmt;
 

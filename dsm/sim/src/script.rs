@@ -21,7 +21,8 @@
 //! A script with bugs planted must end in the breach it expects; without the `plant` lines it must
 //! run clean, as far as its steps still apply.
 
-use crate::world::{Breach, Event, Phase, Plant, Rule, Shape, Step, World};
+use crate::step::{Breach, Event, Plant, Rule, Shape, Step};
+use crate::world::{Phase, World};
 use dsm::{Access, Initial, Message, NodeId, PageId, Planted, RequestId};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};

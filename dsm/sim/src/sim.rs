@@ -2,7 +2,8 @@
 
 use crate::params::{Params, Rng};
 use crate::script::Recorder;
-use crate::world::{Breach, Event, Phase, Rule, Step, Want, World};
+use crate::step::{Breach, Event, Rule, Step, Want};
+use crate::world::{Phase, World};
 use dsm::{Access, Message, NodeId, PageId, State};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
