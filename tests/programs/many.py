@@ -18,12 +18,13 @@ ITEMS = 60
 
 
 def child(cpu, work):
-    """Runs `work` in a process on `cpu`."""
+    """Runs `work` in a process on `cpu`, or wherever it comes to be."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            os.sched_setaffinity(0, {cpu})
+            if cpu is not None:
+                os.sched_setaffinity(0, {cpu})
             work()
             code = 0
         finally:
@@ -47,8 +48,9 @@ def exactly(fd, count):
 
 def hogs():
     """Processes that compute come to run on all CPUs, although none executes a program."""
+    come, to = os.pipe()
 
-    def compute(to):
+    def compute():
         seen = set()
         end = time.monotonic() + 6
         while time.monotonic() < end:
@@ -58,16 +60,7 @@ def hogs():
                 seen.add(stat.read().rsplit(")", 1)[1].split()[36])
         os.write(to, " ".join(seen).encode() + b"\n")
 
-    come, to = os.pipe()
-    children = []
-    for _ in CPUS:
-        pid = os.fork()
-        if pid == 0:
-            compute(to)
-            os._exit(0)
-        children.append(pid)
-    os.close(to)
-    for pid in children:
+    for pid in [child(None, compute) for _ in CPUS]:
         reap(pid)
     seen = set(map(int, os.read(come, 4096).split()))
     assert seen == set(CPUS), seen
