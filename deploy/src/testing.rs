@@ -15,11 +15,8 @@ use crate::source::Wanted;
 
 /// The crate with the whole-system tests; everything else is unit tests.
 const SYSTEM_TESTS: &str = "span-tests";
-/// With this variable the other accepted kernel series is built and tested too. The patches apply to
-/// it; that a kernel made of it boots has not been shown yet.
-const OTHER_SERIES: &str = "SPAN_OTHER_SERIES";
-
-/// Those of them that every accepted kernel series has to pass.
+/// Those of them that every accepted kernel series has to pass. Another series is the same code on
+/// other surroundings: that it works at all is the test.
 const BASIC_TESTS: &str = "basics";
 
 #[derive(Debug, Default)]
@@ -45,7 +42,7 @@ pub(crate) fn run(layout: &Layout, progress: &Progress, filters: &[String]) -> R
                 .args(["--workspace", "--exclude", SYSTEM_TESTS, "--"])
                 .args(filters);
         });
-        products(builder)
+        products(builder, filters.is_empty())
     })?;
     // The build lock is free again: tests may take long, and change nothing that is built.
     let lock = std::fs::File::open("/dev/null").map_err(|source| Error::Spawn {
@@ -70,7 +67,6 @@ pub(crate) fn run(layout: &Layout, progress: &Progress, filters: &[String]) -> R
         command.env("SPAN_BIN", main).env("SPAN_UPSTREAM", upstream);
     });
     if let Some(other) = other {
-        // Another series is the same code on other surroundings: that it works at all is the test.
         tests(
             &builder,
             "system-tests-other-series",
@@ -105,26 +101,18 @@ struct Products {
     other: Option<PathBuf>,
 }
 
-fn products(builder: &Builder<'_>) -> Result<Products> {
+/// `all`: with the other series too. Whoever asks for a few tests by name does not wait for it.
+fn products(builder: &Builder<'_>, all: bool) -> Result<Products> {
     let layout = builder.layout;
     let wanted = Wanted::default();
     let main = product::build(builder, &wanted, &layout.product())?;
     let upstream = product::upstream(builder, &wanted)?;
     let accepted = Base::read(&layout.root)?.accepted;
-    let other = match accepted
+    let other = accepted
         .into_iter()
-        .find(|entry| entry.series != main.series)
-    {
-        Some(entry) if std::env::var_os(OTHER_SERIES).is_some() => {
-            other_series(builder, entry.series)?
-        }
-        Some(entry) => {
-            builder.progress.stage(format!(
-                "not tested: kernel {} (set {OTHER_SERIES} to build and test it)",
-                entry.series
-            ));
-            None
-        }
+        .find(|entry| all && entry.series != main.series);
+    let other = match other {
+        Some(entry) => other_series(builder, entry.series)?,
         None => None,
     };
     Ok(Products {
