@@ -159,7 +159,7 @@ static struct console node_console = {
 
 static int __init node_console_init(void)
 {
-	if (node_count)
+	if (um_node_count)
 		register_console(&node_console);
 	return 0;
 }
@@ -179,7 +179,7 @@ static int nodes_show(struct seq_file *m, void *v)
 
 static int __init nodes_init(void)
 {
-	if (node_count)
+	if (um_node_count)
 		proc_create_single("span", 0444, NULL, nodes_show);
 	return 0;
 }

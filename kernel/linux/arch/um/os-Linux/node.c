@@ -23,8 +23,8 @@
 /* VMALLOC_OFFSET of asm/pgtable.h, which can't be included here */
 #define NODE_VM_OFFSET	(8 * 1024 * 1024UL)
 
-int node_count;
-int node_self;
+int um_node_count;
+int um_node_self;
 struct node_image node_image;
 
 extern char __binary_start[], __node_local_start[];
@@ -50,11 +50,11 @@ int __init os_node_start(void)
 {
 	unsigned long long memory_size;
 
-	node_count = node_join(&node_self, &memory_size);
-	if (node_count == 0)
+	um_node_count = node_join(&um_node_self, &memory_size);
+	if (um_node_count == 0)
 		return 0;
 
-	if (node_count == 1) {
+	if (um_node_count == 1) {
 		node_map(&node_image);
 		return 1;
 	}
@@ -79,7 +79,7 @@ int __init os_node_start(void)
 	 * All this initialises data of this process from the pristine image:
 	 * before the kernel's data is replaced by the coherent one.
 	 */
-	if (node_self != 0) {
+	if (um_node_self != 0) {
 		if (!os_seccomp_init()) {
 			os_warn("This host can't run user processes: seccomp is needed\n");
 			exit(1);
@@ -95,9 +95,9 @@ int __init os_node_start(void)
 	handle_page_faults();
 
 	node_map(&node_image);
-	if (node_self != 0)
+	if (um_node_self != 0)
 		node_serve();
-	return node_count;
+	return um_node_count;
 }
 
 /*

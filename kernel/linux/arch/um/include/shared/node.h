@@ -16,13 +16,13 @@
 /* Data of this process, not of the kernel: see dyn.lds.S. */
 #define __node_local	__section(".node_local")
 
-/* Set before the kernel starts; the same on all nodes but for node_self. */
-extern int node_count;		/* 0: plain UML, in one process */
-extern int node_self;
+/* Set before the kernel starts; the same on all nodes but for um_node_self. */
+extern int um_node_count;		/* 0: plain UML, in one process */
+extern int um_node_self;
 
 static inline int node_active(void)
 {
-	return node_count > 1;
+	return um_node_count > 1;
 }
 
 /* What libnode has to know of the image and of the host half. */
