@@ -44,6 +44,15 @@ impl Protection {
             Protection::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
         }
     }
+
+    /// The same for kernel virtual memory. Modules lie in it, and the port's page tables do not tell
+    /// code from data there: it is executable, as upstream has it.
+    pub(crate) fn host_flags_vm(self) -> i32 {
+        match self {
+            Protection::None => libc::PROT_NONE,
+            Protection::Read | Protection::ReadWrite => self.host_flags() | libc::PROT_EXEC,
+        }
+    }
 }
 
 #[derive(Debug)]

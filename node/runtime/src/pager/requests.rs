@@ -72,7 +72,8 @@ pub(super) fn start_workers(inbox: Inbox, image: NodeImage) -> mpsc::Sender<Work
 /// Changes the protection of a page of kernel virtual memory.
 pub(super) fn protect_vm(va: u64, protection: Protection) {
     // SAFETY: `va` was mapped by `map_vm`, in the range that the kernel leaves to the runtime.
-    let failed = unsafe { libc::mprotect(va as *mut _, PAGE_BYTES, protection.host_flags()) } != 0;
+    let failed =
+        unsafe { libc::mprotect(va as *mut _, PAGE_BYTES, protection.host_flags_vm()) } != 0;
     if failed {
         let error = std::io::Error::last_os_error();
         control::fail(&format!("protecting kernel virtual memory: {error}"));
@@ -370,7 +371,7 @@ impl Pager {
             libc::mmap(
                 va as *mut _,
                 PAGE_BYTES,
-                protection.host_flags(),
+                protection.host_flags_vm(),
                 libc::MAP_SHARED | libc::MAP_FIXED,
                 self.view.fd(),
                 i64::from(page) * PAGE_BYTES as i64,
