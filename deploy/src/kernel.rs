@@ -47,6 +47,8 @@ pub(crate) enum Variant {
 pub(crate) struct Kernel {
     /// The executable.
     pub(crate) linux: PathBuf,
+    /// Modules; none of upstream's kernel, which is there to compare with.
+    pub(crate) modules: Vec<PathBuf>,
     pub(crate) series: String,
 }
 
@@ -83,15 +85,22 @@ impl Builder<'_> {
             .add("compiler", prereq::compiler()?)
             .add("libnode", &interface)
             .hex();
-        let kernel = Kernel {
-            linux: out.join("linux"),
-            series: source.series.clone(),
+        let linux = out.join("linux");
+        let kernel = |out: &Path| -> Result<Kernel> {
+            Ok(Kernel {
+                linux: out.join("linux"),
+                modules: match variant {
+                    Variant::Span => modules(out)?,
+                    Variant::Upstream => Vec::new(),
+                },
+                series: source.series.clone(),
+            })
         };
         let stamp = out.join("span.stamp");
-        if !source.mutable && kernel.linux.is_file() && stamp::fresh(&stamp, &hash) {
+        if !source.mutable && linux.is_file() && stamp::fresh(&stamp, &hash) {
             self.progress
                 .stage(format!("{}: up to date", title(&source, variant)));
-            return Ok(kernel);
+            return kernel(&out);
         }
         fs::create_dir_all(&out).at("create", &out)?;
         layout::remove(&stamp)?;
@@ -104,9 +113,12 @@ impl Builder<'_> {
         };
         make.configure(&fragments)?;
         make.relink_if_changed(&interface)?;
-        make.build()?;
+        make.build(match variant {
+            Variant::Span => &["linux", "modules"],
+            Variant::Upstream => &["linux"],
+        })?;
         stamp::write_atomic(&stamp, &hash)?;
-        Ok(kernel)
+        kernel(&make.out)
     }
 
     fn libnode(&self) -> PathBuf {
@@ -142,7 +154,7 @@ impl Make<'_> {
     fn configure(&self, fragments: &Fragments) -> Result<()> {
         let all = self.out.join("fragments.config");
         stamp::write_atomic(&all, &fragments.text)?;
-        let mut command = self.command("allnoconfig");
+        let mut command = self.command(&["allnoconfig"]);
         command.env("KCONFIG_ALLCONFIG", &all);
         self.run("configure", command, |_| ())?;
         fragments.assert_survived(&self.out.join(".config"))
@@ -159,12 +171,12 @@ impl Make<'_> {
         stamp::write_atomic(&linked, interface)
     }
 
-    fn build(&self) -> Result<()> {
+    fn build(&self, targets: &[&str]) -> Result<()> {
         let progress = self.builder.progress;
         progress.stage(format!("{}: building", self.title));
         let mut counter = progress.counter(&self.title);
         let mut objects = 0_u32;
-        self.run("make", self.command("linux"), |line| {
+        self.run("make", self.command(targets), |line| {
             let object = line.and_then(compiled);
             objects += u32::from(object.is_some());
             counter.show(
@@ -191,7 +203,7 @@ impl Make<'_> {
         process::logged(&stage, command, self.builder.lock, &log, on_tick)
     }
 
-    fn command(&self, target: &str) -> Command {
+    fn command(&self, targets: &[&str]) -> Command {
         let jobs = std::thread::available_parallelism().map_or(1, |count| count.get());
         let mut command = Command::new("make");
         for name in ENVIRONMENT_REMOVED {
@@ -204,7 +216,7 @@ impl Make<'_> {
             .arg("ARCH=um")
             .arg(joined("SPAN_LIBNODE_DIR=", &self.builder.libnode()))
             .arg(format!("-j{jobs}"))
-            .arg(target)
+            .args(targets)
             .env("LC_ALL", "C")
             // The same inputs give the same file on every host: nodes compare it when they join.
             .env("KBUILD_BUILD_TIMESTAMP", &self.timestamp)
@@ -232,7 +244,18 @@ fn title(source: &Source, variant: Variant) -> String {
 fn compiled(line: &str) -> Option<&str> {
     let (verb, object) = line.trim_start().split_once(' ')?;
     let is_object = matches!(verb, "CC" | "AS" | "HOSTCC") && line.starts_with("  ");
-    is_object.then(|| object.trim())
+    let object = object.trim_start();
+    is_object.then(|| object.strip_prefix("[M]").unwrap_or(object).trim())
+}
+
+/// The modules that kbuild has listed in `out`, by their objects' paths.
+fn modules(out: &Path) -> Result<Vec<PathBuf>> {
+    let order = out.join("modules.order");
+    let text = fs::read_to_string(&order).at("read", &order)?;
+    Ok(text
+        .lines()
+        .map(|object| out.join(object).with_extension("ko"))
+        .collect())
 }
 
 /// When the source was made, the way `date` prints it: the kernel shows it as its build time.
@@ -276,6 +299,7 @@ mod tests {
     #[test]
     fn only_objects_are_counted() {
         assert_eq!(compiled("  CC      mm/vmscan.o"), Some("mm/vmscan.o"));
+        assert_eq!(compiled("  CC [M]  lib/hash.o"), Some("lib/hash.o"));
         assert_eq!(compiled("  GEN     Makefile"), None);
         assert_eq!(compiled("mm/a.c:3: CC is"), None);
     }

@@ -59,8 +59,10 @@ pub(crate) const TEST: &[Need] = &[
     program("ip", "iproute2"),
     program("java", "default-jdk-headless"),
     program("javac", "default-jdk-headless"),
+    program("modinfo", "kmod"),
     program("ps", "procps"),
     program("python3", "python3"),
+    program("stress-ng", "stress-ng"),
     Need {
         kind: Kind::PythonTests,
         package: "libpython3-testsuite",

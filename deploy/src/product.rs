@@ -18,7 +18,7 @@ use crate::source::Wanted;
 use crate::stamp::Stamp;
 
 /// A guest that runs from a set of files keeps it across this many newer ones.
-const SETS_KEPT: usize = 8;
+const SETS_KEPT: usize = 16;
 const INIT_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 #[derive(Debug)]
@@ -28,21 +28,60 @@ pub(crate) struct Product {
     pub(crate) series: String,
 }
 
+/// Bugs that can be planted in the coherence protocol, by node-runtime's features.
+const PLANTED: &[&str] = &["fault-early-ack", "fault-lost-sharer"];
+
 /// Builds everything and gathers it in the directory `link`.
 pub(crate) fn build(builder: &Builder<'_>, wanted: &Wanted, link: &Path) -> Result<Product> {
-    let layout = builder.layout;
     workspace(builder)?;
+    let library = builder.layout.release.join("libnode.so");
+    build_with(builder, wanted, library, link)
+}
+
+/// Builds the same once for each planted bug, into `span-planted/BUG`, and returns that directory:
+/// tests have to fail on these.
+pub(crate) fn planted(builder: &Builder<'_>, wanted: &Wanted) -> Result<PathBuf> {
+    let layout = builder.layout;
+    let dir = layout.target.join("span-planted");
+    fs::create_dir_all(&dir).at("create", &dir)?;
+    // Apart from what users get: the features of one build are those of all it shares.
+    let home = layout.kernel().join("planted");
+    for bug in PLANTED {
+        let mut command = prereq::cargo();
+        command
+            .args(["build", "--release", "-p", "node-runtime", "--features"])
+            .arg(bug)
+            .arg("--target-dir")
+            .arg(&home);
+        cargo(builder, bug, command)?;
+        let library = home.join("release/libnode.so");
+        build_with(builder, wanted, library, &dir.join(bug))?;
+    }
+    Ok(dir)
+}
+
+fn build_with(
+    builder: &Builder<'_>,
+    wanted: &Wanted,
+    library: PathBuf,
+    link: &Path,
+) -> Result<Product> {
+    let layout = builder.layout;
     let init = first_process(builder)?;
     let archive = layout.kernel().join("initramfs.cpio");
     initramfs::write_if_changed(&archive, &init)?;
     let kernel = builder.kernel(wanted, Variant::Span)?;
-    let files = [
-        ("linux", kernel.linux),
-        ("libnode.so", layout.release.join("libnode.so")),
-        ("initramfs.cpio", archive),
-        ("coordinator", layout.release.join("coordinator")),
-        ("node", layout.release.join("node")),
+    let mut files = vec![
+        ("linux".into(), kernel.linux),
+        ("libnode.so".into(), library),
+        ("initramfs.cpio".into(), archive),
+        ("coordinator".into(), layout.release.join("coordinator")),
+        ("node".into(), layout.release.join("node")),
     ];
+    for module in kernel.modules {
+        let name = module.file_name().unwrap_or_default();
+        files.push((Path::new("modules").join(name), module));
+    }
     gather(layout, link, &files)?;
     Ok(Product {
         dir: link.to_path_buf(),
@@ -54,7 +93,7 @@ pub(crate) fn build(builder: &Builder<'_>, wanted: &Wanted, link: &Path) -> Resu
 pub(crate) fn upstream(builder: &Builder<'_>, wanted: &Wanted) -> Result<PathBuf> {
     let kernel = builder.kernel(wanted, Variant::Upstream)?;
     let link = builder.layout.target.join("span-upstream");
-    gather(builder.layout, &link, &[("linux", kernel.linux)])?;
+    gather(builder.layout, &link, &[("linux".into(), kernel.linux)])?;
     Ok(link)
 }
 
@@ -122,14 +161,14 @@ pub(crate) fn cargo(builder: &Builder<'_>, what: &str, mut command: Command) -> 
     Ok(())
 }
 
-/// Copies `files` (name, path) into a directory of their own and turns the link `link` over to it,
+/// Copies `files` (name below it, path) into a directory of their own and turns the link `link` over to it,
 /// so that whoever looks sees all old files or all new ones.
-pub(crate) fn gather(layout: &Layout, link: &Path, files: &[(&str, PathBuf)]) -> Result<()> {
+pub(crate) fn gather(layout: &Layout, link: &Path, files: &[(PathBuf, PathBuf)]) -> Result<()> {
     let mut identity = Stamp::default();
     for (name, path) in files {
         let meta = path.metadata().at("find", path)?;
         let facts = format!("{} {} {}", meta.size(), meta.mtime(), meta.mtime_nsec());
-        identity.add(name, facts);
+        identity.add(&name.to_string_lossy(), facts);
     }
     let sets = layout.kernel().join("sets");
     let set = sets.join(&identity.hex()[..16]);
@@ -138,7 +177,10 @@ pub(crate) fn gather(layout: &Layout, link: &Path, files: &[(&str, PathBuf)]) ->
         layout::remove(&temporary)?;
         fs::create_dir_all(&temporary).at("create", &temporary)?;
         for (name, path) in files {
-            fs::copy(path, temporary.join(name)).at("copy", path)?;
+            let to = temporary.join(name);
+            let dir = to.parent().unwrap_or(&temporary);
+            fs::create_dir_all(dir).at("create", dir)?;
+            fs::copy(path, &to).at("copy", path)?;
         }
         fs::rename(&temporary, &set).at("rename to", &set)?;
     }

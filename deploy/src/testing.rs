@@ -57,6 +57,7 @@ pub(crate) fn run(layout: &Layout, progress: &Progress, filters: &[String]) -> R
     let Products {
         main,
         upstream,
+        planted,
         other,
     } = products;
     // They measure times and fill both processors of a small machine: one after the other.
@@ -64,7 +65,10 @@ pub(crate) fn run(layout: &Layout, progress: &Progress, filters: &[String]) -> R
         command
             .args(["--package", SYSTEM_TESTS, "--", "--test-threads=1"])
             .args(filters);
-        command.env("SPAN_BIN", main).env("SPAN_UPSTREAM", upstream);
+        command
+            .env("SPAN_BIN", main)
+            .env("SPAN_UPSTREAM", upstream)
+            .env("SPAN_PLANTED", planted);
     });
     if let Some(other) = other {
         tests(
@@ -97,6 +101,8 @@ struct Products {
     main: PathBuf,
     /// The same kernel as upstream has it.
     upstream: PathBuf,
+    /// The products with a bug planted.
+    planted: PathBuf,
     /// The product with the other accepted kernel series, where the mirror has that.
     other: Option<PathBuf>,
 }
@@ -107,6 +113,7 @@ fn products(builder: &Builder<'_>, all: bool) -> Result<Products> {
     let wanted = Wanted::default();
     let main = product::build(builder, &wanted, &layout.product())?;
     let upstream = product::upstream(builder, &wanted)?;
+    let planted = product::planted(builder, &wanted)?;
     let accepted = Base::read(&layout.root)?.accepted;
     let other = accepted
         .into_iter()
@@ -118,6 +125,7 @@ fn products(builder: &Builder<'_>, all: bool) -> Result<Products> {
     Ok(Products {
         main: main.dir,
         upstream,
+        planted,
         other,
     })
 }
