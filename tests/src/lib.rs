@@ -27,7 +27,9 @@ mod world;
 pub use leftovers::{descendants, processes_with};
 pub use netns::{Host, Network, restrict};
 pub use process::{Outcome, Spawned, wait_until};
-pub use product::{UPSTREAM_MISSING, find, not_tested, program, upstream_kernel};
+pub use product::{
+    PLANTED_MISSING, UPSTREAM_MISSING, find, not_tested, planted, program, upstream_kernel,
+};
 pub use status::{Counters, Faults, Node, Status};
 pub use up::{Detached, Running, Up, text};
 pub use upstream::upstream;

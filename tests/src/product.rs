@@ -32,6 +32,10 @@ pub fn program(name: &str) -> PathBuf {
 pub const UPSTREAM_MISSING: &str = "upstream's kernel: `cargo dev kernel --upstream` builds it, \
                                     SPAN_UPSTREAM names its directory";
 
+/// What to say where the products with planted bugs are missing.
+pub const PLANTED_MISSING: &str = "guests with a bug planted in the coherence protocol: `cargo dev \
+                                   test` builds them, SPAN_PLANTED names their directory";
+
 /// The same kernel as upstream has it, from the directory in `SPAN_UPSTREAM`.
 pub fn upstream_kernel() -> Option<PathBuf> {
     let directory = std::env::var_os("SPAN_UPSTREAM").map(PathBuf::from);
@@ -40,6 +44,16 @@ pub fn upstream_kernel() -> Option<PathBuf> {
         "/../target/span-upstream"
     ));
     Some(directory.unwrap_or(fallback).join("linux")).filter(|path| path.is_file())
+}
+
+/// The product with a bug planted in the coherence protocol, from the directory in `SPAN_PLANTED`.
+pub fn planted(bug: &str) -> Option<PathBuf> {
+    let directory = std::env::var_os("SPAN_PLANTED").map(PathBuf::from);
+    let fallback = PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../target/span-planted"
+    ));
+    Some(directory.unwrap_or(fallback).join(bug)).filter(|path| path.is_dir())
 }
 
 /// Says what could not be tested and why, past the test runner, which would keep it to itself.

@@ -41,6 +41,13 @@ pub struct Faults {
     pub local: u64,
 }
 
+impl Faults {
+    /// Those that asked another node.
+    fn remote(&self) -> u64 {
+        self.read + self.write + self.upgrade
+    }
+}
+
 /// Of the rest, what somebody here looks at.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Counters {
@@ -80,6 +87,16 @@ impl Status {
         }
     }
 
+    /// A line with the faults that asked another node since `before`, by node.
+    pub fn faults_since(&self, before: &Status) -> String {
+        let mut line = String::from("faults that asked another node:");
+        for (now, then) in self.nodes.iter().zip(&before.nodes) {
+            let count = now.faults.remote() - then.faults.remote();
+            line += &format!(" {} {count}", now.name);
+        }
+        line
+    }
+
     /// Expects that since `before` every node fetched pages from others and gave some away.
     #[track_caller]
     pub fn assert_moved(&self, before: &Status) {
@@ -89,8 +106,11 @@ impl Status {
                 "no pages moved to and from {}:\n{then:?}\n{now:?}",
                 now.name
             );
-            let faults = |node: &Node| node.faults.read + node.faults.write + node.faults.upgrade;
-            assert!(faults(now) > faults(then), "no faults on {}", now.name);
+            assert!(
+                now.faults.remote() > then.faults.remote(),
+                "no faults on {}",
+                now.name
+            );
         }
     }
 }

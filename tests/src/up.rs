@@ -5,7 +5,7 @@ use crate::process::{Outcome, Spawned};
 use crate::status::Status;
 use crate::world::World;
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Up<'w> {
     world: &'w World,
+    coordinator: PathBuf,
     options: Vec<OsString>,
     append: String,
     wrapper: Vec<OsString>,
@@ -34,6 +35,7 @@ impl<'w> Up<'w> {
     pub fn bare(world: &'w World) -> Self {
         Self {
             world,
+            coordinator: crate::product::program("coordinator"),
             options: Vec::new(),
             // For kernels and settings that are tried out.
             append: std::env::var("SPAN_TEST_APPEND").unwrap_or_default(),
@@ -41,6 +43,12 @@ impl<'w> Up<'w> {
             input: Vec::new(),
             limit: Duration::from_secs(SHORT_S_MAX),
         }
+    }
+
+    /// With the files of another product.
+    pub fn product(mut self, directory: &Path) -> Self {
+        self.coordinator = directory.join("coordinator");
+        self
     }
 
     pub fn option(mut self, option: impl AsRef<OsStr>) -> Self {
@@ -128,7 +136,7 @@ impl<'w> Up<'w> {
     /// The coordinator's command line.
     pub fn command(self, guest_command: &[&str]) -> Command {
         let mut line = self.wrapper;
-        line.push(crate::product::program("coordinator").into_os_string());
+        line.push(self.coordinator.into_os_string());
         line.push("up".into());
         line.extend(self.options);
         if !self.append.trim().is_empty() {
@@ -199,6 +207,20 @@ impl Guest<'_> {
         self.ask("logs", &[]).expect(0).text()
     }
 
+    /// What the kernel has logged since its log was `before`. Expects that it had nothing to complain
+    /// about.
+    #[track_caller]
+    pub fn assert_quiet_since(&self, before: &str) -> String {
+        let log = self.logs();
+        let Some(since) = log.strip_prefix(before) else {
+            panic!("the log has lost its beginning: {log}");
+        };
+        for word in ["BUG:", "WARNING:", "Oops", "detected stall", "Call Trace"] {
+            assert!(!since.contains(word), "{word} in: {since}");
+        }
+        since.to_string()
+    }
+
     #[track_caller]
     pub fn down(&self) -> Outcome {
         self.ask("down", &["--json"])
@@ -230,7 +252,7 @@ pub struct Running<'w> {
 
 /// A file's contents as text.
 #[track_caller]
-pub fn text(path: impl AsRef<std::path::Path>) -> String {
+pub fn text(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

@@ -1,0 +1,277 @@
+//! The memory between nodes, from inside: the kernel's own tests and litmus tests, on all nodes at
+//! once. Long forms: `SPAN_TORTURE_S`, `SPAN_LITMUS`.
+
+use span_tests::{PLANTED_MISSING, Up, World, not_tested, planted, program};
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// What locktorture knows, but for what needs BPF and the lock that is broken on purpose.
+const LOCKS: &[&str] = &[
+    "spin_lock",
+    "spin_lock_irq",
+    "raw_spin_lock",
+    "raw_spin_lock_irq",
+    "rw_lock",
+    "rw_lock_irq",
+    "mutex_lock",
+    "ww_mutex_lock",
+    "rtmutex_lock",
+    "rwsem_lock",
+    "percpu_rwsem_lock",
+];
+
+/// What rcutorture knows in this configuration, but for what is trivial or broken on purpose.
+const RCUS: &[&str] = &["rcu", "srcu", "srcud"];
+
+/// Starting and stopping the threads of a torture test.
+const AROUND_S: u64 = 60;
+
+fn number(variable: &str, short: u64) -> u64 {
+    std::env::var(variable).map_or(short, |text| {
+        let parsed = text.parse();
+        parsed.unwrap_or_else(|_| panic!("{variable} is a whole number, not {text}"))
+    })
+}
+
+/// How long each kind of lock and of RCU is under load.
+fn torture_s() -> u64 {
+    number("SPAN_TORTURE_S", 3)
+}
+
+/// How often each litmus test runs. A round of them is 1,024.
+fn iterations() -> u64 {
+    number("SPAN_LITMUS", 4_096)
+}
+
+fn module(name: &str) -> String {
+    program(&format!("modules/{name}.ko")).display().to_string()
+}
+
+/// Expects one line for each test and memory layout, none of them bad; tells how it went.
+#[track_caller]
+fn assert_litmus(output: &str, iterations: u64) {
+    let mut tests = 0;
+    let mut turns = 0;
+    for line in output.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [
+            state,
+            _name,
+            _layout,
+            _kind,
+            "runs",
+            runs,
+            "turns",
+            overtaken,
+            "seen",
+            _,
+            "stale",
+            _,
+        ] = words[..]
+        else {
+            panic!("not a test's line: {line}\nin: {output}");
+        };
+        println!("{line}");
+        assert_eq!(state, "ok:", "{output}");
+        assert!(
+            2 * runs.parse::<u64>().expect("a number") >= iterations,
+            "{line}"
+        );
+        turns += overtaken.parse::<u64>().expect("a number");
+        tests += 1;
+    }
+    // Two layouts of each: some threads must have met, or nothing was tested.
+    assert!(
+        tests >= 52 && turns > tests,
+        "{tests} lines, {turns} turns: {output}"
+    );
+}
+
+#[test]
+fn litmus_tests_in_user_space() {
+    let limit = 300 + iterations() / 2_000;
+    let world = World::lasting(Duration::from_secs(limit));
+    let guest = Up::three(&world).detach("litmus");
+    guest.status().assert_spread();
+    let source = world.file("litmus.c", include_str!("../programs/litmus.c"));
+    world.file("litmus-tests.h", LITMUS_TESTS);
+    guest.sh(&format!(
+        "gcc -O2 -pthread -o /tmp/litmus {}",
+        source.display()
+    ));
+    let before = guest.status();
+    let outcome = guest.exec_within(&["/tmp/litmus", &iterations().to_string()], limit);
+    let after = guest.status();
+    assert_litmus(&outcome.text(), iterations());
+    outcome.expect(0);
+    after.assert_moved(&before);
+    println!("{}", after.faults_since(&before));
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+const LITMUS_TESTS: &str = include_str!("../../kernel/linux/arch/um/kernel/litmus-tests.h");
+
+#[test]
+fn litmus_tests_in_the_kernel() {
+    let limit = 300 + iterations() / 2_000;
+    let world = World::lasting(Duration::from_secs(limit));
+    let guest = Up::three(&world).detach("litmus");
+    guest.status().assert_spread();
+    let (before, log) = (guest.status(), guest.logs());
+    let load = format!("insmod {} iterations={}", module("litmus"), iterations());
+    let outcome = guest.exec_within(&["sh", "-c", &load], limit);
+    let (after, said) = (guest.status(), guest.assert_quiet_since(&log));
+    let lines: Vec<&str> = said
+        .lines()
+        .filter_map(|line| Some(line.split_once("litmus: ")?.1))
+        .filter(|line| line.starts_with("ok:") || line.starts_with("FAILED:"))
+        .collect();
+    assert_litmus(&lines.join("\n"), iterations());
+    outcome.expect(0);
+    after.assert_moved(&before);
+    println!("{}", after.faults_since(&before));
+    guest.sh("rmmod litmus");
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+/// Loads one of the kernel's torture modules, lets it run, and unloads it: then it says how it was.
+#[track_caller]
+fn torture(kind: &str, types: &[&str], options: &str) {
+    let each = torture_s();
+    let world = World::lasting(Duration::from_secs(
+        (each + 2 * AROUND_S) * types.len() as u64 + 120,
+    ));
+    let guest = Up::three(&world).detach("torture");
+    guest.status().assert_spread();
+    guest.sh(&format!("insmod {}", module("torture")));
+    for name in types {
+        let (before, log) = (guest.status(), guest.logs());
+        let script = format!(
+            "insmod {} torture_type={name} stat_interval={} verbose=0 {options} && sleep {each} && \
+             rmmod {kind}",
+            module(kind),
+            each.clamp(1, 60),
+        );
+        let outcome = guest.exec_within(&["sh", "-c", &script], each + 2 * AROUND_S);
+        let (after, said) = (guest.status(), guest.assert_quiet_since(&log));
+        assert_eq!(outcome.code, 0, "{name}: {}\n{said}", outcome.stderr);
+        assert!(said.contains("End of test: SUCCESS"), "{name}: {said}");
+        after.assert_moved(&before);
+        // The last statistics before the end.
+        let told = |line: &&str| line.contains("Writes:") || line.contains("rtc:");
+        let last = said.lines().rfind(told).unwrap_or_default();
+        println!(
+            "{name} {each} s: SUCCESS; {}; {last}",
+            after.faults_since(&before)
+        );
+    }
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
+fn locks_under_torture() {
+    torture("locktorture", LOCKS, "");
+}
+
+#[test]
+fn rcu_under_torture() {
+    torture("rcutorture", RCUS, "");
+}
+
+/// Modules with tests for KUnit.
+fn kunit_modules() -> Vec<PathBuf> {
+    let kunit = program("modules/kunit.ko");
+    let directory = kunit.parent().expect("a directory");
+    let mut suites: Vec<PathBuf> = std::fs::read_dir(directory)
+        .expect("modules")
+        .map(|entry| entry.expect("a file").path())
+        .filter(|path| {
+            let mut command = Command::new("modinfo");
+            let out = command.args(["-F", "depends"]).arg(path).output();
+            let depends = String::from_utf8(out.expect("modinfo").stdout).expect("text");
+            depends.trim().split(',').any(|name| name == "kunit")
+        })
+        .collect();
+    suites.sort();
+    suites
+}
+
+#[test]
+fn the_kernels_own_unit_tests() {
+    let suites = kunit_modules();
+    assert!(suites.len() > 40, "{suites:?}");
+    let world = World::new();
+    let guest = Up::three(&world).detach("kunit");
+    guest.status().assert_spread();
+    let before = guest.status();
+    let mut script = format!(
+        "mount -t debugfs none /sys/kernel/debug && insmod {} || exit 1\n",
+        module("kunit")
+    );
+    for (number, suite) in suites.iter().enumerate() {
+        // By each node in turn.
+        let _ = writeln!(
+            script,
+            "taskset -c {} insmod {} || echo 'not loaded: {}'",
+            number % 3,
+            suite.display(),
+            suite.display()
+        );
+    }
+    script += "cat /sys/kernel/debug/kunit/*/results";
+    let outcome = guest.exec_within(&["sh", "-c", &script], 600).expect(0);
+    let (mut passed, mut skipped, mut failed) = (0, 0, Vec::new());
+    for line in outcome.text().lines() {
+        assert!(!line.starts_with("not loaded"), "{}", outcome.text());
+        // Cases; suites are the lines without indentation.
+        match line.trim_start() {
+            case if case.len() == line.len() => {}
+            case if case.starts_with("not ok ") => failed.push(case.to_string()),
+            case if case.starts_with("ok ") && case.contains("# SKIP") => skipped += 1,
+            case if case.starts_with("ok ") => passed += 1,
+            _ => {}
+        }
+    }
+    println!(
+        "{} suites: {passed} cases passed, {skipped} skipped, {} failed",
+        suites.len(),
+        failed.len()
+    );
+    assert!(failed.is_empty(), "{failed:?}\n{}", guest.logs());
+    assert!(passed > 300, "{}", outcome.text());
+    guest.status().assert_moved(&before);
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+/// The tests above must be able to fail. With a bug in the protocol a guest does not get as far as
+/// to run one: the nodes notice that they disagree, and the guest ends, saying about which page.
+#[test]
+fn planted_bugs_are_found() {
+    for bug in ["fault-early-ack", "fault-lost-sharer"] {
+        let Some(product) = planted(bug) else {
+            not_tested(PLANTED_MISSING);
+            return;
+        };
+        let world = World::new();
+        let source = world.file("litmus.c", include_str!("../programs/litmus.c"));
+        world.file("litmus-tests.h", LITMUS_TESTS);
+        let script = format!(
+            "gcc -O2 -pthread -o /tmp/litmus {} && /tmp/litmus {}",
+            source.display(),
+            iterations()
+        );
+        let outcome = Up::three(&world).product(&product).option("-v").sh(&script);
+        let said = outcome.stderr.trim_end();
+        let last = said.lines().next_back().unwrap_or_default();
+        println!("{bug}: exit code {}: {last}", outcome.code);
+        assert!(said.contains(bug), "not this product: {said}");
+        assert_ne!(outcome.code, 0, "{}", outcome.text());
+        world.assert_clean();
+    }
+}
