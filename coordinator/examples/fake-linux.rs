@@ -10,7 +10,7 @@
 
 use span_api::PROTOCOL_VERSION;
 use span_api::codec;
-use span_api::guest::{FromGuest, GUEST_FD_ENV, HaltKind, Setup, Stats, ToGuest};
+use span_api::guest::{FromGuest, GUEST_FD_ENV, HaltKind, Setup, Stats, ToGuest, Waits};
 use span_api::host::{FEATURES, Host, Xsave, XsavePart};
 use span_api::link::Hello;
 use span_api::session::{Command, Exit, FromInit, ToInit, WINDOW_BYTES};
@@ -133,13 +133,17 @@ fn main() {
         };
         std::thread::spawn(move || init.run(cpus.min(cpus_max.into()) as u32));
     }
+    let mut asked = 0;
     while let Some(message) = codec::read(&mut agent).unwrap() {
         match message {
             ToGuest::Stats => {
                 eprintln!("asked for counters");
+                asked += 1;
                 while argument("fake.answers=").is_some_and(|file| !Path::new(&file).exists()) {
                     std::thread::sleep(Duration::from_millis(5));
                 }
+                let mut waits = Waits::default();
+                (0..asked).for_each(|_| waits.read.record(30_000));
                 let stats = Stats {
                     faults_read: 1,
                     faults_write: 2,
@@ -147,7 +151,10 @@ fn main() {
                     faults_local: 4,
                     pages_in: 5 + u64::from(node),
                     pages_out: 6,
+                    bytes_sent: 4096 * asked,
+                    retries: 7,
                     resident_pages: 2560,
+                    waits,
                     ..Stats::default()
                 };
                 say(&replies, FromGuest::Stats(Box::new(stats)));

@@ -1,6 +1,8 @@
 //! What `status` shows: as JSON, and as a table.
 
 use serde::{Deserialize, Serialize};
+use span_api::guest::Waits;
+use span_api::histogram::Histogram;
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -30,6 +32,40 @@ pub(crate) struct NodeStatus {
     pub(crate) pages_in: u64,
     pub(crate) pages_out: u64,
     pub(crate) counters: Counters,
+    pub(crate) latency: Latency,
+}
+
+/// How long faults waited for other nodes, since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    /// All of them.
+    pub(crate) remote: Histogram,
+    pub(crate) read: Histogram,
+    pub(crate) write: Histogram,
+    pub(crate) upgrade: Histogram,
+}
+
+impl From<Waits> for Latency {
+    fn from(waits: Waits) -> Self {
+        Self {
+            remote: waits.remote(),
+            read: waits.read,
+            write: waits.write,
+            upgrade: waits.upgrade,
+        }
+    }
+}
+
+impl Latency {
+    /// Each kind under its name in JSON.
+    pub(crate) fn kinds(&self) -> [(&'static str, &Histogram); 4] {
+        [
+            ("remote", &self.remote),
+            ("read", &self.read),
+            ("write", &self.write),
+            ("upgrade", &self.upgrade),
+        ]
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +82,7 @@ pub(crate) struct Faults {
     pub(crate) local: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counters {
     pub(crate) pages_ahead: u64,
     pub(crate) invalidations: u64,
@@ -58,19 +94,13 @@ pub(crate) struct Counters {
     pub(crate) host_calls_forwarded: u64,
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
+    pub(crate) retries: u64,
     pub(crate) resident_pages: u64,
     pub(crate) fault_wait_ns: u64,
 }
 
 /// The table for people.
 pub(crate) fn table(status: &Status) -> String {
-    let mut text = String::new();
-    let kernel = status.kernel.as_deref().unwrap_or("not booted");
-    let _ = writeln!(
-        text,
-        "{}  {}  Linux {kernel}  since {}",
-        status.name, status.state, status.started
-    );
     let header = [
         "NODE",
         "ADDRESS",
@@ -85,10 +115,10 @@ pub(crate) fn table(status: &Status) -> String {
         "PAGES IN",
         "PAGES OUT",
     ];
-    let mut rows = vec![header.map(String::from)];
+    let mut rows = vec![header.map(String::from).to_vec()];
     for node in &status.nodes {
         let cpus: Vec<u16> = node.cpus.iter().map(|cpu| cpu.cpu).collect();
-        rows.push([
+        rows.push(vec![
             node.name.clone(),
             node.address.clone(),
             node.pid.map_or("-".into(), |pid| pid.to_string()),
@@ -103,16 +133,35 @@ pub(crate) fn table(status: &Status) -> String {
             node.pages_out.to_string(),
         ]);
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    for row in &rows {
+    format!("{}\n{}", headline(status), aligned(&rows, 2))
+}
+
+/// Which guest this is, and how it is.
+pub(crate) fn headline(status: &Status) -> String {
+    let kernel = status.kernel.as_deref().unwrap_or("not booted");
+    format!(
+        "{}  {}  Linux {kernel}  since {}",
+        status.name, status.state, status.started
+    )
+}
+
+/// Rows below each other, the first columns aligned at their left side and numbers at their right.
+pub(crate) fn aligned(rows: &[Vec<String>], columns_left: usize) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
         let cells: Vec<String> = row
             .iter()
             .zip(&widths)
             .enumerate()
-            .map(|(column, (cell, width))| match column {
-                0 | 1 => format!("{cell:<width$}"),
-                _ => format!("{cell:>width$}"),
+            .map(|(column, (cell, width))| match column < columns_left {
+                true => format!("{cell:<width$}"),
+                false => format!("{cell:>width$}"),
             })
             .collect();
         let _ = writeln!(text, "{}", cells.join("  ").trim_end());

@@ -16,6 +16,7 @@
 //! runtime exits at once), or with [`FromGuest::Halted`], [`FromGuest::Panicked`] or
 //! [`FromGuest::Failed`], after which the guest process has nothing more to do and is ended by its agent.
 
+use crate::histogram::Histogram;
 use crate::host::Host;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -82,12 +83,34 @@ pub struct Stats {
     /// Host calls executed here for another node, and sent elsewhere.
     pub host_calls_served: u64,
     pub host_calls_forwarded: u64,
+    /// To and from other nodes, in messages.
     pub bytes_sent: u64,
     pub bytes_received: u64,
+    /// What had to be sent again: messages of the protocol, and datagrams that the network lost.
+    pub retries: u64,
     /// Guest pages that hold valid data on this node.
     pub resident_pages: u64,
     /// Total time vCPU threads waited in faults, in nanoseconds.
     pub fault_wait_ns: u64,
+    pub waits: Waits,
+}
+
+/// How long faults that needed another node waited, by what was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waits {
+    pub read: Histogram,
+    pub write: Histogram,
+    pub upgrade: Histogram,
+}
+
+impl Waits {
+    /// Of all kinds.
+    pub fn remote(&self) -> Histogram {
+        let mut all = self.read.clone();
+        all.add(&self.write);
+        all.add(&self.upgrade);
+        all
+    }
 }
 
 /// How the guest's kernel ended.

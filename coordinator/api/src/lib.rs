@@ -16,6 +16,7 @@
 pub mod auth;
 pub mod codec;
 pub mod guest;
+pub mod histogram;
 pub mod host;
 pub mod link;
 pub mod session;

@@ -116,9 +116,11 @@ impl Guest {
                             host_calls_forwarded: stats.host_calls_forwarded,
                             bytes_sent: stats.bytes_sent,
                             bytes_received: stats.bytes_received,
+                            retries: stats.retries,
                             resident_pages: stats.resident_pages,
                             fault_wait_ns: stats.fault_wait_ns,
                         },
+                        latency: stats.waits.into(),
                     }
                 })
                 .collect(),

@@ -6,6 +6,7 @@
 //! [`Remote`]. All signals are blocked, and no guest address is dereferenced.
 
 mod alarm;
+mod counters;
 pub(crate) mod peers;
 mod readahead;
 mod requests;
@@ -16,6 +17,7 @@ use crate::view::{Protection, View};
 use crate::{clock, control, slots, stub};
 use alarm::Alarm;
 use bytes::Bytes;
+use counters::Faults;
 use dsm::{Body, Config, Effect, Engine, Initial, NodeId, PageId, State};
 use peers::Peer;
 use readahead::Readahead;
@@ -134,8 +136,7 @@ pub(crate) struct Pager {
     put_off: Vec<(u32, State, u64)>,
     readahead: Readahead,
     memory_pages: u32,
-    /// When each waiting fault began, by slot.
-    fault_began: HashMap<u32, u64>,
+    faults: Faults,
     kicker: mpsc::Sender<KickJob>,
     workers: mpsc::Sender<Work>,
     stats: Stats,
@@ -372,7 +373,7 @@ impl Pager {
             put_off: Vec::new(),
             readahead: Readahead::default(),
             memory_pages,
-            fault_began: HashMap::new(),
+            faults: Faults::default(),
             kicker: requests::start_kicker(inbox.clone()),
             workers: requests::start_workers(inbox.clone(), image),
             inbox,
@@ -418,8 +419,14 @@ impl Pager {
         next
     }
 
-    pub(crate) fn handle_frame(shared: &Shared, from: u16, frame: Frame) -> Result<(), String> {
+    pub(crate) fn handle_frame(
+        shared: &Shared,
+        from: u16,
+        frame: Frame,
+        bytes: usize,
+    ) -> Result<(), String> {
         let mut pager = shared.pager.borrow_mut();
+        pager.stats.bytes_received += bytes as u64;
         pager.handle(from, frame)?;
         pager.notice_resumed();
         shared.alarm.set(pager.next());
@@ -571,22 +578,12 @@ impl Pager {
         {
             control::fail(&format!("protecting guest memory: {error}"));
         }
-        if let Some(began) = self.fault_began.remove(&slot) {
-            self.stats.fault_wait_ns += clock::host_ns() - began;
-        }
+        self.faults.ended(slot, clock::host_ns(), &mut self.stats);
         let result = match self.vm_waiting.remove(&slot) {
             Some(va) => self.map_vm(va, page, protection),
             None => 1,
         };
         self.granted.push((page, slot));
         slots::complete(slot, result);
-    }
-
-    fn report_stats(&mut self) {
-        use std::sync::atomic::Ordering::Relaxed;
-        self.stats.resident_pages = self.pages_held;
-        self.stats.stub_kicks = stub::KICKS.load(Relaxed);
-        self.stats.stub_faults = stub::FAULTS.load(Relaxed);
-        control::send(&FromGuest::Stats(Box::new(self.stats.clone())));
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use span_api::guest::Setup;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -96,11 +96,20 @@ impl Outbox {
     }
 }
 
-/// Both outboxes of one peer.
+/// Both outboxes of one peer, and the connection that they are sent on once there is one.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Peer {
     pub(crate) pages: Rc<Outbox>,
     pub(crate) calls: Rc<Outbox>,
+    connection: Rc<OnceCell<Connection>>,
+}
+
+impl Peer {
+    /// Datagrams that were lost, and whose contents were sent again.
+    pub(crate) fn datagrams_lost(&self) -> u64 {
+        let stats = self.connection.get().map(Connection::stats);
+        stats.map_or(0, |stats| stats.path.lost_packets)
+    }
 }
 
 fn transport() -> Arc<quinn::TransportConfig> {
@@ -246,6 +255,7 @@ async fn open(shared: &Rc<Shared>, connection: Connection, node: u16) -> Result<
     let (bytes, _) = wire::encode(hello, clock::host_ns());
     send.write_all(&bytes).await?;
     let sent_ns = clock::host_ns();
+    let _ = peer.connection.set(connection.clone());
     let (boot, clock_ns) = read_hello(&mut recv, Some(node)).await?.1;
     if node == 0 && boot != clock::boot_identity() {
         let received_ns = clock::host_ns();
@@ -277,6 +287,7 @@ async fn accept(shared: &Rc<Shared>, connection: Connection) -> Result<(), PeerE
         ));
     }
     let peer = shared.peer(node);
+    let _ = peer.connection.set(connection.clone());
     let hello = Frame::Hello {
         node: shared.me,
         boot: clock::boot_identity(),
@@ -294,7 +305,9 @@ async fn read_hello(
     recv: &mut RecvStream,
     expected: Option<u16>,
 ) -> Result<(u16, (u64, u64)), PeerError> {
-    let (frame, clock_ns) = read_frame(recv).await?;
+    let Received {
+        frame, clock_ns, ..
+    } = read_frame(recv).await?;
     match frame {
         Frame::Hello { node, boot } if expected.is_none_or(|want| want == node) => {
             Ok((node, (boot, clock_ns)))
@@ -303,7 +316,14 @@ async fn read_hello(
     }
 }
 
-async fn read_frame(recv: &mut RecvStream) -> Result<(Frame, u64), PeerError> {
+struct Received {
+    frame: Frame,
+    /// The sender's clock.
+    clock_ns: u64,
+    bytes: usize,
+}
+
+async fn read_frame(recv: &mut RecvStream) -> Result<Received, PeerError> {
     let mut bytes = [0; HEADER_BYTES];
     recv.read_exact(&mut bytes).await?;
     let header = wire::header(&bytes);
@@ -311,7 +331,12 @@ async fn read_frame(recv: &mut RecvStream) -> Result<(Frame, u64), PeerError> {
     if !payload.is_empty() {
         recv.read_exact(&mut payload).await?;
     }
-    Ok((wire::decode(&header, payload.into())?, header.clock_ns()))
+    let bytes = HEADER_BYTES + payload.len();
+    Ok(Received {
+        frame: wire::decode(&header, payload.into())?,
+        clock_ns: header.clock_ns(),
+        bytes,
+    })
 }
 
 /// Moves frames of one stream in both directions until the connection ends.
@@ -341,9 +366,13 @@ fn run(
     tokio::task::spawn_local(async move {
         loop {
             match read_frame(&mut recv).await {
-                Ok((frame, clock_ns)) => {
+                Ok(Received {
+                    frame,
+                    clock_ns,
+                    bytes,
+                }) => {
                     clock::not_before(clock_ns);
-                    if let Err(reason) = Pager::handle_frame(&to, node, frame) {
+                    if let Err(reason) = Pager::handle_frame(&to, node, frame, bytes) {
                         of.close(2u8.into(), b"unusable");
                         return Pager::peer_lost(&to, node, reason);
                     }

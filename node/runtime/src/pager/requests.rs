@@ -144,15 +144,7 @@ impl Pager {
         };
         let now = clock::host_ns();
         let held = self.engine.state(PageId(page));
-        let counter = match (held.allows(access), held, access) {
-            (true, ..) => &mut self.stats.faults_local,
-            (false, dsm::State::Exclusive, _) => &mut self.stats.faults_local,
-            (false, _, Access::Read) => &mut self.stats.faults_read,
-            (false, dsm::State::Shared, Access::Write) => &mut self.stats.faults_upgrade,
-            (false, _, Access::Write) => &mut self.stats.faults_write,
-        };
-        *counter += 1;
-        self.fault_began.insert(slot, now);
+        self.faults.began(slot, now, held, access, &mut self.stats);
         self.engine.request(now, PageId(page), access, slot);
         if held == dsm::State::Invalid {
             self.ask_ahead(now, page, access);
