@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -27,6 +28,20 @@ pub(crate) enum Command {
         #[command(flatten)]
         target: Target,
         /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a guest's nodes count: faults and their latency, bytes, interrupts, host calls
+    Stats {
+        #[command(flatten)]
+        target: Target,
+        /// Go on until the guest ends: a live view on a terminal, else a line for each node
+        #[arg(short, long)]
+        watch: bool,
+        /// Seconds between two samples, 0.1 to 3600
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval, requires = "watch")]
+        interval: Duration,
+        /// Print JSON: one object, or one object per interval
         #[arg(long)]
         json: bool,
     },
@@ -131,4 +146,11 @@ pub(crate) struct UpOptions {
 pub(crate) enum PagingOption {
     Auto,
     Mprotect,
+}
+
+fn interval(value: &str) -> Result<Duration, String> {
+    match value.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("0.1 to 3600 seconds are possible".into()),
+    }
 }

@@ -28,6 +28,7 @@ mod reach;
 mod remote;
 mod rundir;
 mod session;
+mod stats;
 mod status;
 mod stdio;
 mod terminal;

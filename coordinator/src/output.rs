@@ -3,6 +3,7 @@
 use crate::echo::Echo;
 use crate::failure::one_line;
 use crate::rundir::{LOG_FILE, OLD_LOG_FILE};
+use crate::terminal;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -26,7 +27,7 @@ impl Progress {
     pub(crate) fn new() -> Self {
         let colour = io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+            && !terminal::is_dumb();
         Self {
             begin: Instant::now(),
             dim: if colour {

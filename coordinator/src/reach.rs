@@ -1,4 +1,4 @@
-//! The commands that reach guests which run: `status`, `list`, `logs`, `console`, `exec`, `down`.
+//! The commands that reach guests which run: `status`, `stats`, `list`, `logs`, `console`, `exec`, `down`.
 
 use crate::cli::{Command, Target};
 use crate::control::{Ask, Client};
@@ -6,6 +6,7 @@ use crate::environment;
 use crate::failure::Failure;
 use crate::output::say;
 use crate::rundir::{Base, LOG_FILE, OLD_LOG_FILE, Watched, is_running};
+use crate::stats;
 use crate::status::{self, Status};
 use crate::stdio::{self, Ended};
 use crate::terminal;
@@ -29,6 +30,15 @@ pub(crate) async fn run(command: Command) -> Result<u8, Failure> {
                 true => print(&to_json(&status)?),
                 false => print(&status::table(&status)),
             }
+        }
+        Command::Stats {
+            target,
+            watch,
+            interval,
+            json,
+        } => {
+            let (name, directory) = find(&target)?;
+            stats::run(name, directory, watch.then_some(interval), json).await
         }
         Command::List { json } => list(json).await,
         Command::Logs {
@@ -64,7 +74,7 @@ async fn status(target: &Target) -> Result<Status, Failure> {
     Client::connect(&name, &directory).await?.status().await
 }
 
-fn to_json(value: &impl serde::Serialize) -> Result<String, Failure> {
+pub(crate) fn to_json(value: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string(value)
         .map(|text| text + "\n")
         .map_err(|error| Failure::cannot("the answer cannot be shown", error))
@@ -72,12 +82,17 @@ fn to_json(value: &impl serde::Serialize) -> Result<String, Failure> {
 
 /// Prints to stdout, where the reader may have gone away.
 fn print(text: &str) -> Result<u8, Failure> {
+    put(text).map(|_| 0)
+}
+
+/// Prints to stdout; whether somebody still reads it.
+pub(crate) fn put(text: &str) -> Result<bool, Failure> {
     match io::stdout()
         .write_all(text.as_bytes())
         .and_then(|()| io::stdout().flush())
     {
-        Ok(()) => Ok(0),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Failure::cannot("stdout", error)),
     }
 }

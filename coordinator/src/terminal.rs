@@ -14,6 +14,11 @@ pub(crate) fn interactive() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
 }
 
+/// Whether the terminal only shows lines.
+pub(crate) fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
 /// A terminal in raw mode; restored when dropped.
 #[derive(Debug)]
 pub(crate) struct Raw(());

@@ -202,6 +202,13 @@ impl Guest<'_> {
         serde_json::from_slice(&outcome.stdout).expect("one JSON object")
     }
 
+    /// `stats`, once.
+    #[track_caller]
+    pub fn stats(&self) -> serde_json::Value {
+        let outcome = self.ask("stats", &["--json"]).expect(0);
+        serde_json::from_slice(&outcome.stdout).expect("one JSON object")
+    }
+
     #[track_caller]
     pub fn logs(&self) -> String {
         self.ask("logs", &[]).expect(0).text()

@@ -141,6 +141,11 @@ fn options_are_checked_before_anything_is_started() {
         &["exec"],
         &["completions", "dos"],
         &["down", "x/../y"],
+        &["stats", "--watch", "--interval", "0"],
+        &["stats", "--watch", "--interval", "soon"],
+        &["stats", "--watch", "--interval", "inf"],
+        &["stats", "--interval", "1"],
+        &["stats", "no-such-guest"],
     ] {
         refused(&place, arguments);
     }

@@ -9,5 +9,6 @@ mod input;
 mod namespaces;
 mod peers;
 mod running;
+mod stats;
 mod support;
 mod terminals;

@@ -207,3 +207,32 @@ fn the_console_is_detached_by_key_with_the_terminal_restored() {
     assert_eq!(terminal.end(), 0);
     assert_eq!(place.words("down").code, 0);
 }
+
+#[test]
+fn a_live_view_leaves_the_terminal_as_it_was_however_it_ends() {
+    let place = Place::new();
+    let name = place.detached("--nodes a,b");
+    let arguments = ["stats", "--watch", "--interval", "0.1"];
+    let start = || {
+        let terminal = Terminal::start(&place, &arguments);
+        terminal.shows("FAULTS/s");
+        terminal.shows("2560");
+        assert!(terminal.is_raw());
+        terminal
+    };
+    for key in ["q", "\x03"] {
+        let mut terminal = start();
+        terminal.press(key);
+        // The other screen has been left.
+        terminal.shows("\x1b[?1049l");
+        assert_eq!(terminal.end(), 0);
+    }
+    let terminal = start();
+    kill(terminal.child.id() as i32, libc::SIGTERM);
+    assert_eq!(terminal.end(), 143);
+
+    let terminal = start();
+    assert_eq!(place.words(&format!("down {name}")).code, 0);
+    terminal.shows(&format!("coordinator: guest {name} ended"));
+    assert_eq!(terminal.end(), 0);
+}
