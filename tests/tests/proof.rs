@@ -3,7 +3,7 @@
 
 use span_tests::{PLANTED_MISSING, Up, World, not_tested, planted, program};
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -45,8 +45,18 @@ fn iterations() -> u64 {
     number("SPAN_LITMUS", 4_096)
 }
 
-fn module(name: &str) -> String {
-    program(&format!("modules/{name}.ko")).display().to_string()
+/// The product's modules where guests find them: a product may lie in /tmp, of which a guest has one
+/// of its own.
+fn modules(world: &World) -> PathBuf {
+    let product = program("modules/kunit.ko");
+    let product = product.parent().expect("a directory");
+    let copies = world.path("work").join("modules");
+    std::fs::create_dir(&copies).expect("a directory");
+    for entry in std::fs::read_dir(product).expect("modules") {
+        let entry = entry.expect("a file");
+        std::fs::copy(entry.path(), copies.join(entry.file_name())).expect("a copy");
+    }
+    copies
 }
 
 /// Expects one line for each test and memory layout, none of them bad; tells how it went.
@@ -121,7 +131,11 @@ fn litmus_tests_in_the_kernel() {
     let guest = Up::three(&world).detach("litmus");
     guest.status().assert_spread();
     let (before, log) = (guest.status(), guest.logs());
-    let load = format!("insmod {} iterations={}", module("litmus"), iterations());
+    let load = format!(
+        "insmod {}/litmus.ko iterations={}",
+        modules(&world).display(),
+        iterations()
+    );
     let outcome = guest.exec_within(&["sh", "-c", &load], limit);
     let (after, said) = (guest.status(), guest.assert_quiet_since(&log));
     let lines: Vec<&str> = said
@@ -147,13 +161,14 @@ fn torture(kind: &str, types: &[&str], options: &str) {
     ));
     let guest = Up::three(&world).detach("torture");
     guest.status().assert_spread();
-    guest.sh(&format!("insmod {}", module("torture")));
+    let modules = modules(&world);
+    let modules = modules.display();
+    guest.sh(&format!("insmod {modules}/torture.ko"));
     for name in types {
         let (before, log) = (guest.status(), guest.logs());
         let script = format!(
-            "insmod {} torture_type={name} stat_interval={} verbose=0 {options} && sleep {each} && \
+            "insmod {modules}/{kind}.ko torture_type={name} stat_interval={} verbose=0 {options} && sleep {each} && \
              rmmod {kind}",
-            module(kind),
             each.clamp(1, 60),
         );
         let outcome = guest.exec_within(&["sh", "-c", &script], each + 2 * AROUND_S);
@@ -184,9 +199,7 @@ fn rcu_under_torture() {
 }
 
 /// Modules with tests for KUnit.
-fn kunit_modules() -> Vec<PathBuf> {
-    let kunit = program("modules/kunit.ko");
-    let directory = kunit.parent().expect("a directory");
+fn kunit_modules(directory: &Path) -> Vec<PathBuf> {
     let mut suites: Vec<PathBuf> = std::fs::read_dir(directory)
         .expect("modules")
         .map(|entry| entry.expect("a file").path())
@@ -203,15 +216,16 @@ fn kunit_modules() -> Vec<PathBuf> {
 
 #[test]
 fn the_kernels_own_unit_tests() {
-    let suites = kunit_modules();
-    assert!(suites.len() > 40, "{suites:?}");
     let world = World::new();
+    let modules = modules(&world);
+    let suites = kunit_modules(&modules);
+    assert!(suites.len() > 40, "{suites:?}");
     let guest = Up::three(&world).detach("kunit");
     guest.status().assert_spread();
     let before = guest.status();
     let mut script = format!(
-        "mount -t debugfs none /sys/kernel/debug && insmod {} || exit 1\n",
-        module("kunit")
+        "mount -t debugfs none /sys/kernel/debug && insmod {}/kunit.ko || exit 1\n",
+        modules.display()
     );
     for (number, suite) in suites.iter().enumerate() {
         // By each node in turn.
