@@ -270,7 +270,7 @@ fn the_kernels_own_unit_tests() {
 }
 
 /// The tests above must be able to fail. With a bug in the protocol a guest does not get as far as
-/// to run one: the nodes notice that they disagree, and the guest ends, saying about which page.
+/// to run one: the nodes notice that they disagree about a page, and the guest ends.
 #[test]
 fn planted_bugs_are_found() {
     for bug in ["fault-early-ack", "fault-lost-sharer"] {
@@ -291,7 +291,9 @@ fn planted_bugs_are_found() {
         let last = said.lines().next_back().unwrap_or_default();
         println!("{bug}: exit code {}: {last}", outcome.code);
         assert!(said.contains(bug), "not this product: {said}");
-        assert_ne!(outcome.code, 0, "{}", outcome.text());
+        // A lost node, a panic, or a litmus test: not, say, a compiler that is missing.
+        let found = matches!(outcome.code, 70 | 134) || outcome.text().contains("FAILED: ");
+        assert!(found, "{}", outcome.text());
         world.assert_clean();
     }
 }
