@@ -13,6 +13,7 @@ use span_api::codec;
 use span_api::guest::{FromGuest, GUEST_FD_ENV, HaltKind, Setup, Stats, ToGuest, Waits};
 use span_api::host::{FEATURES, Host, Xsave, XsavePart};
 use span_api::link::Hello;
+use span_api::profile::{Fault, FaultKind, Faults, Profiling, Through};
 use span_api::session::{Command, Exit, FromInit, ToInit, WINDOW_BYTES};
 use std::collections::HashMap;
 use std::fs::File;
@@ -159,11 +160,33 @@ fn main() {
                 };
                 say(&replies, FromGuest::Stats(Box::new(stats)));
             }
+            ToGuest::Profile(what) => say(&replies, FromGuest::Faults(faults(node, what))),
             ToGuest::Terminate => exit(0),
             other => panic!("{other:?}"),
         }
     }
     exit(1);
+}
+
+/// A fault for each question, and the end of the profile has one that was dropped.
+fn faults(node: u16, what: Profiling) -> Faults {
+    let fault = Fault {
+        began_ns: 1_000_000_000,
+        waited_ns: 50_000,
+        kind: FaultKind::Write,
+        page: 5,
+        address: 0x5000 + 64 * u64::from(node),
+        through: Through::Linear,
+        instruction: 0,
+        cpu: Some(node),
+        from: Some(1 - node.min(1)),
+        user: None,
+    };
+    Faults {
+        faults: vec![fault],
+        dropped: u64::from(what == Profiling::Stop),
+        more: false,
+    }
 }
 
 fn host(node: u16) -> Host {

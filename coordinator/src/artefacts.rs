@@ -1,11 +1,13 @@
 //! The files a guest is made of: found beside this program, or where `--kernel` says.
 
 use crate::failure::Failure;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use span_api::link::{Artefact, ArtefactKind, ArtefactSource};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What our kernel contains and others do not: the name of the library it is linked with.
@@ -17,10 +19,32 @@ const READ_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     pub(crate) linux: PathBuf,
+    pub(crate) linux_id: FileId,
     pub(crate) libnode: PathBuf,
     pub(crate) initramfs: PathBuf,
     /// The agent's program.
     pub(crate) node: PathBuf,
+}
+
+/// Tells one file from another that has taken its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl FileId {
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
 }
 
 /// Finds and checks all files; `kernel` is the value of `--kernel`.
@@ -35,7 +59,7 @@ pub(crate) fn find(kernel: Option<&Path>) -> Result<Files, Failure> {
         ),
         None => ("the kernel", beside.join(ArtefactKind::Linux.file_name())),
     };
-    check_kernel(&linux).map_err(|why| {
+    let linux_id = check_kernel(&linux).map_err(|why| {
         let hint = if kernel.is_none() {
             " (see --kernel)"
         } else {
@@ -52,6 +76,7 @@ pub(crate) fn find(kernel: Option<&Path>) -> Result<Files, Failure> {
     };
     let files = Files {
         linux,
+        linux_id,
         libnode,
         initramfs: beside.join(ArtefactKind::Initramfs.file_name()),
         node: beside.join("node"),
@@ -74,8 +99,8 @@ fn missing(path: &Path, why: &dyn std::fmt::Display) -> Failure {
     ))
 }
 
-/// Whether `path` is a kernel of ours; an error says what it is instead.
-fn check_kernel(path: &Path) -> Result<(), String> {
+/// Which file `path` is, if it is a kernel of ours; an error says what it is instead.
+fn check_kernel(path: &Path) -> Result<FileId, String> {
     let mut file = File::open(path).map_err(|error| error.to_string())?;
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return Err("is not a regular file".into());
@@ -90,7 +115,7 @@ fn check_kernel(path: &Path) -> Result<(), String> {
         return Err("is not an x86-64 program".into());
     }
     match contains(&mut file, KERNEL_MARKER) {
-        Ok(true) => Ok(()),
+        Ok(true) => FileId::of(&file).map_err(|error| error.to_string()),
         Ok(false) => Err("is not a kernel of Span (it does not use libnode.so)".into()),
         Err(error) => Err(error.to_string()),
     }

@@ -1,6 +1,6 @@
 //! The command line. What the values mean, and whether they can be used, is decided in [`crate::plan`].
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -45,6 +45,12 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show where the faults come from that ask another node: pages, symbols, instructions
+    #[command(
+        after_help = "With a command, a new guest is started for it, with the options of `up`, and profiled \
+                      until the command ends; what was found is then printed on stderr."
+    )]
+    Profile(ProfileOptions),
     /// List the guests of this user on this machine
     List {
         /// Print one JSON array
@@ -146,6 +152,40 @@ pub(crate) struct UpOptions {
 pub(crate) enum PagingOption {
     Auto,
     Mprotect,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProfileOptions {
+    /// Guest; may be left out when exactly one runs
+    #[arg(conflicts_with = "nodes")]
+    pub(crate) guest: Option<String>,
+    /// How long, 0.1 to 3600 [default: 10]; Ctrl-C ends it earlier
+    #[arg(long, value_name = "SECONDS", value_parser = interval, conflicts_with = "nodes")]
+    pub(crate) seconds: Option<Duration>,
+    /// File for everything that was found, as one JSON object
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// File for each fault on a time line, as Chrome's trace format: Perfetto shows it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// File for a report with a map of memory over time
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Options of a new guest")]
+    pub(crate) up: Option<UpOptions>,
+}
+
+impl Cli {
+    /// The command line, in which `profile` needs the options of `up` only for a new guest.
+    pub(crate) fn line() -> clap::Command {
+        Self::command().mut_subcommand("profile", |profile| {
+            profile.mut_arg("nodes", |nodes| nodes.required(false))
+        })
+    }
+
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&Self::line().try_get_matches()?)
+    }
 }
 
 fn interval(value: &str) -> Result<Duration, String> {

@@ -5,9 +5,13 @@
 //! [`Ask::Console`] it carries a session's messages in both directions, with the session's own flow
 //! control from end to end.
 
+mod profile;
+
+pub(crate) use profile::Told;
+
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::guest::Event;
+use crate::guest::{Event, Profiled, Subject};
 use crate::rundir::CONTROL_SOCKET;
 use crate::session::{Session, Sessions};
 use crate::status::Status;
@@ -15,6 +19,7 @@ use crate::stdio::Pipe;
 use serde::{Deserialize, Serialize};
 use span_api::codec;
 use span_api::link::Hello;
+use span_api::profile::{Faults, Profiling};
 use span_api::session::{FromInit, ToInit, WindowSize};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -41,12 +46,23 @@ pub(crate) enum Ask {
     Status,
     Down,
     Session,
-    Console { size: WindowSize },
+    Console {
+        size: WindowSize,
+    },
+    /// Answered with [`Answer::Profiling`], then with [`Answer::Faults`] until whoever asks says
+    /// [`Ask::Enough`] and gets the rest, or the guest ends; last comes [`Answer::Done`].
+    Profile,
+    Enough,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Status(Box<Status>),
+    Profiling(Box<Subject>),
+    Faults {
+        node: u16,
+        faults: Faults,
+    },
     /// It is being done, or the session may begin.
     Done,
     /// One line.
@@ -57,6 +73,9 @@ enum Answer {
 #[derive(Debug)]
 pub(crate) enum Request {
     Status(oneshot::Sender<Status>),
+    /// Begins to profile.
+    Profile(oneshot::Sender<Result<Profiled, String>>),
+    Profiling(Profiling),
     Down,
 }
 
@@ -127,6 +146,9 @@ impl Server {
                 };
                 codec::write_async(&mut writer, &answer).await
             }
+            Ask::Profile => profile::serve(&self.events, reader, writer).await,
+            // Only while a profile is told.
+            Ask::Enough => Ok(()),
             Ask::Down => {
                 let _ = self.events.send(Event::Request(Request::Down)).await;
                 codec::write_async(&mut writer, &Answer::Done).await
@@ -260,6 +282,14 @@ impl Client {
     /// Asks for the guest's end.
     pub(crate) async fn down(mut self) -> Result<(), Failure> {
         self.ask(Ask::Down).await.map(drop)
+    }
+
+    /// Asks to be told faults.
+    pub(crate) async fn profile(mut self) -> Result<(Subject, Told), Failure> {
+        match self.ask(Ask::Profile).await? {
+            Answer::Profiling(subject) => Ok((*subject, Told::new(self.reader, self.writer))),
+            _ => Err(Failure::failed("the coordinator gave a wrong answer")),
+        }
     }
 
     /// Asks for a session ([`Ask::Session`] or [`Ask::Console`]) and returns its messages.

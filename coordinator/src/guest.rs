@@ -7,8 +7,11 @@
 mod counters;
 mod ending;
 mod hosts;
+mod messages;
+mod profile;
 
 pub(crate) use ending::Ending;
+pub(crate) use profile::{Profiled, Subject};
 
 use crate::artefacts::Contents;
 use crate::certificates::Certificates;
@@ -24,7 +27,7 @@ use crate::status::Status;
 use crate::stdio::{self, Ended};
 use crate::terminal;
 use ending::Cause;
-use span_api::guest::{FromGuest, HaltKind, Setup, Stats, ToGuest};
+use span_api::guest::{HaltKind, Setup, Stats, ToGuest};
 use span_api::host::Host;
 use span_api::link::{FromAgent, Spawn, ToAgent};
 use span_api::session::Command;
@@ -94,6 +97,8 @@ pub(crate) enum Foreground {
     },
     /// Somebody is told, and the guest lives on.
     Detached(oneshot::Sender<()>),
+    /// The same within this process, which goes on to show the kernel log.
+    Driven(oneshot::Sender<()>),
 }
 
 #[derive(Debug, Default)]
@@ -138,6 +143,7 @@ pub(crate) struct Guest {
     deadline: Instant,
     status_requests: Vec<oneshot::Sender<Status>>,
     status_deadline: Option<Instant>,
+    profile: profile::Profile,
     connecting: JoinSet<()>,
     events: mpsc::Receiver<Event>,
     sender: mpsc::Sender<Event>,
@@ -164,6 +170,7 @@ impl Guest {
             deadline: Instant::now() + Duration::from_millis(BOOT_MS_MAX),
             status_requests: Vec::new(),
             status_deadline: None,
+            profile: profile::Profile::default(),
             connecting: JoinSet::new(),
             events,
             sender,
@@ -298,81 +305,10 @@ impl Guest {
             )),
             Event::Signal(signal) => Err(Cause::Signal(signal)),
             Event::Request(Request::Status(reply)) => self.request_status(reply),
+            Event::Request(Request::Profile(reply)) => self.begin_profile(reply),
+            Event::Request(Request::Profiling(what)) => self.ask_faults(what),
             Event::Request(Request::Down) => Err(Cause::Down),
         }
-    }
-
-    fn agent(&mut self, node: usize, message: FromAgent) -> Result<(), Cause> {
-        match message {
-            FromAgent::Heartbeat | FromAgent::Need(_) => Ok(()),
-            FromAgent::Spawned { pid } => {
-                self.nodes[node].pid = Some(pid);
-                Ok(())
-            }
-            FromAgent::Log(data) => {
-                self.log.add(node, &data);
-                Ok(())
-            }
-            FromAgent::Exited(end) => {
-                self.log.finish(node);
-                Err(self.lost(node, format!("its guest process {end}")))
-            }
-            FromAgent::Failed(line) if self.phase < Phase::Boot => Err(Cause::Failed(format!(
-                "node {}: {}",
-                self.name(node),
-                one_line(&line)
-            ))),
-            FromAgent::Failed(line) => Err(self.lost(node, one_line(&line))),
-            FromAgent::Ended => {
-                self.nodes[node].ended = true;
-                Err(self.lost(node, "its agent ended".into()))
-            }
-            FromAgent::Guest(message) => self.runtime(node, message),
-        }
-    }
-
-    fn runtime(&mut self, node: usize, message: FromGuest) -> Result<(), Cause> {
-        match message {
-            FromGuest::Host(host) => self.described(node, *host)?,
-            FromGuest::Bound { port } => self.nodes[node].port = Some(port),
-            FromGuest::Connected => self.nodes[node].connected = true,
-            FromGuest::CpuOnline { cpu, tid } => {
-                if !self.plan.nodes[node].cpus.contains(&cpu) {
-                    let name = self.name(node);
-                    return Err(Cause::Failed(format!(
-                        "node {name} was not given CPU {cpu}"
-                    )));
-                }
-                self.nodes[node].cpus.insert(cpu, tid);
-            }
-            FromGuest::Stats(stats) => self.counted(node, *stats),
-            FromGuest::Halted(kind) => return Err(Cause::Halted(kind)),
-            FromGuest::Panicked(text) => {
-                let (node, text) = (self.name(node).to_string(), one_line(&text));
-                return Err(Cause::Panicked {
-                    node: Some(node),
-                    text,
-                });
-            }
-            FromGuest::PeerLost { node: peer, reason } => {
-                let Some(spec) = self.plan.nodes.get(usize::from(peer)) else {
-                    return Err(Cause::Failed(format!(
-                        "node {} lost nobody",
-                        self.name(node)
-                    )));
-                };
-                let reason = format!("node {} reports: {}", self.name(node), one_line(&reason));
-                return Err(Cause::PeerLost {
-                    node: spec.name.clone(),
-                    reason,
-                });
-            }
-            FromGuest::Failed(line) => {
-                let name = self.name(node);
-                return Err(Cause::Failed(format!("node {name}: {}", one_line(&line))));
-            }
-        }
-        Ok(())
     }
 
     /// Goes on to the next phase when everything the present one waits for has come.
@@ -432,6 +368,7 @@ impl Guest {
                 self.log.quiet();
                 let _ = ready.send(());
             }
+            Some(Foreground::Driven(ready)) => _ = ready.send(()),
             Some(Foreground::Session { command, options }) => {
                 let session = self.session.take().ok_or_else(|| {
                     Cause::Failed("the first node brought no session channel".into())

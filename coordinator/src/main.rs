@@ -3,7 +3,8 @@
 //! `up` checks everything it can ([`plan`]), takes a name ([`rundir`]), reaches an agent for every node
 //! ([`link`]: a child process here, or a daemon elsewhere), and then is the one place that knows how the
 //! guest stands ([`guest`]). What runs in the guest is talked to over one channel ([`session`]), which is
-//! shared by the user of `up` ([`stdio`]) and by further invocations ([`control`], [`console`]).
+//! shared by the user of `up` ([`stdio`]) and by further invocations ([`control`], [`console`]). What its nodes
+//! count and record is asked for in the same way ([`stats`], [`profile`]).
 //!
 //! The program has one thread that decides, and threads that only read stdin and write stdout. It leaves
 //! nothing: guest processes end with their agents, agents with their stream to this process, and the run
@@ -24,6 +25,7 @@ mod local;
 mod options;
 mod output;
 mod plan;
+mod profile;
 mod reach;
 mod remote;
 mod rundir;
@@ -32,10 +34,10 @@ mod stats;
 mod status;
 mod stdio;
 mod terminal;
+mod units;
 mod up;
 
-use clap::{CommandFactory, Parser};
-use cli::{Cli, Command, UpOptions};
+use cli::{Cli, Command, ProfileOptions, UpOptions};
 use detach::{Side, Waiting};
 use failure::{EXIT_USAGE, Failure};
 use std::future::Future;
@@ -43,7 +45,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -51,11 +53,12 @@ fn main() -> ExitCode {
         Command::Up(options) => up(options),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "coordinator", &mut script);
+            clap_complete::generate(shell, &mut Cli::line(), "coordinator", &mut script);
             // Nobody to tell when the reader went away.
             let _ = std::io::stdout().write_all(&script);
             Ok(0)
         }
+        Command::Profile(options) => profile(options),
         command => block_on(reach::run(command)),
     };
     match result {
@@ -78,6 +81,17 @@ fn up(options: UpOptions) -> Result<u8, Failure> {
     };
     let run = up::prepare(&plan)?;
     block_on(up::run(options, plan, run, waiting))
+}
+
+fn profile(options: ProfileOptions) -> Result<u8, Failure> {
+    let files = profile::Files::create(&options)?;
+    let Some(up) = options.up else {
+        return block_on(profile::running(options.guest, options.seconds, files));
+    };
+    profile::check(&up)?;
+    let plan = plan::Plan::new(&up)?;
+    let run = up::prepare(&plan)?;
+    block_on(profile::command(up, plan, run, files))
 }
 
 fn block_on(future: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {

@@ -61,7 +61,7 @@ pub(crate) async fn run(command: Command) -> Result<u8, Failure> {
                 false => Ok(0),
             }
         }
-        Command::Up(_) | Command::Completions { .. } => Ok(0),
+        Command::Up(_) | Command::Profile(_) | Command::Completions { .. } => Ok(0),
     }
 }
 

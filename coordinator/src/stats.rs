@@ -68,7 +68,7 @@ fn take(name: String, directory: PathBuf, pid: u32, every: Duration) -> mpsc::Re
     let (sender, samples) = mpsc::channel(SAMPLES_MAX);
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval_at(Instant::now() + every, every);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let sampled = match sample(&name, &directory).await {

@@ -15,6 +15,7 @@ use crate::terminal;
 use span_api::session::Command;
 use std::os::unix::ffi::OsStringExt;
 use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,16 +27,6 @@ pub(crate) async fn run(
     run: RunDirectory,
     waiting: Option<Waiting>,
 ) -> Result<u8, Failure> {
-    let failed = |error: std::io::Error| Failure::cannot(run.path().display(), error);
-    let names: Vec<&str> = plan.nodes.iter().map(|node| node.name.as_str()).collect();
-    let log = Log::create(run.path(), &names, options.verbose).map_err(failed)?;
-    let janitor = match plan.has_local() {
-        true => None,
-        false => {
-            let log = log.file().map_err(failed)?;
-            Some(local::start_janitor(&plan.files.node, &log, run.path()).map_err(failed)?)
-        }
-    };
     let (foreground, detached) = match waiting {
         Some(waiting) => {
             let (sender, ready) = oneshot::channel();
@@ -43,56 +34,93 @@ pub(crate) async fn run(
         }
         None => (session(&options, &plan), None),
     };
-
-    let (name, path) = (run.name().to_string(), run.path().to_path_buf());
-    let guest = Guest::new(plan, run, log, foreground);
-    let events = guest.events();
-    control::serve(&path, events.clone(), guest.ready())
-        .map_err(|error| Failure::cannot(path.display(), error))?;
-    watch_signals(&events).map_err(|error| Failure::cannot("signals cannot be watched", error))?;
+    let (name, log) = (run.name().to_string(), run.path().join(LOG_FILE));
+    let started = Started::new(options.verbose, plan, run, foreground)?;
     if let Some((waiting, ready)) = detached {
-        tokio::spawn(waiting.watch(name, path.join(LOG_FILE), ready, events));
+        tokio::spawn(waiting.watch(name, log, ready, started.events()));
+    }
+    started.run().await
+}
+
+/// A guest of this process, with all that belongs to it, before it boots.
+pub(crate) struct Started {
+    guest: Guest,
+    janitor: Option<(local::Agent, UnixStream)>,
+}
+
+impl Started {
+    pub(crate) fn new(
+        verbose: bool,
+        plan: Plan,
+        run: RunDirectory,
+        foreground: Foreground,
+    ) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::cannot(run.path().display(), error);
+        let names: Vec<&str> = plan.nodes.iter().map(|node| node.name.as_str()).collect();
+        let log = Log::create(run.path(), &names, verbose).map_err(failed)?;
+        let janitor = match plan.has_local() {
+            true => None,
+            false => {
+                let log = log.file().map_err(failed)?;
+                Some(local::start_janitor(&plan.files.node, &log, run.path()).map_err(failed)?)
+            }
+        };
+        let path = run.path().to_path_buf();
+        let guest = Guest::new(plan, run, log, foreground);
+        control::serve(&path, guest.events(), guest.ready())
+            .map_err(|error| Failure::cannot(path.display(), error))?;
+        watch_signals(&guest.events())
+            .map_err(|error| Failure::cannot("signals cannot be watched", error))?;
+        Ok(Self { guest, janitor })
     }
 
-    let ending = guest.run().await;
-    terminal::restore();
-    if let Some(line) = &ending.line {
-        say(line);
+    pub(crate) fn events(&self) -> mpsc::Sender<Event> {
+        self.guest.events()
     }
-    if let Some((janitor, mut link)) = janitor {
-        let _ = link.write_all(&[0]).await;
-        drop(link);
-        janitor.end(false).await;
+
+    /// The guest from its boot to its end; the exit code.
+    pub(crate) async fn run(self) -> Result<u8, Failure> {
+        let ending = self.guest.run().await;
+        terminal::restore();
+        if let Some(line) = &ending.line {
+            say(line);
+        }
+        if let Some((janitor, mut link)) = self.janitor {
+            let _ = link.write_all(&[0]).await;
+            drop(link);
+            janitor.end(false).await;
+        }
+        drop(ending.run);
+        Ok(ending.code)
     }
-    drop(ending.run);
-    Ok(ending.code)
 }
 
 /// The command that was given; else a shell, on the user's terminal if there is one.
 fn session(options: &UpOptions, plan: &Plan) -> Foreground {
     let shell = options.argv.is_empty() && terminal::interactive();
     let terminal = shell || (options.tty && terminal::interactive());
-    let mut argv: Vec<Vec<u8>> = options
-        .argv
-        .iter()
-        .map(|argument| argument.clone().into_vec())
-        .collect();
-    if argv.is_empty() && !shell {
-        argv = vec![b"sh".to_vec()];
+    let mut command = command(options, plan, terminal);
+    if command.argv.is_empty() && !shell {
+        command.argv = vec![b"sh".to_vec()];
     }
-    let here = std::env::current_dir().ok().filter(|_| plan.host_root);
-    let command = Command {
-        argv,
-        env: environment::for_command(),
-        directory: here.map_or(b"/".to_vec(), |path| path.into_os_string().into_vec()),
-        terminal: terminal.then(terminal::size),
-    };
     let options = stdio::Options {
         raw: terminal,
         detach_key: false,
         leave_at_end: false,
     };
     Foreground::Session { command, options }
+}
+
+/// The command as it is given to the guest.
+pub(crate) fn command(options: &UpOptions, plan: &Plan, terminal: bool) -> Command {
+    let argv = options.argv.iter().cloned().map(OsStringExt::into_vec);
+    let here = std::env::current_dir().ok().filter(|_| plan.host_root);
+    Command {
+        argv: argv.collect(),
+        env: environment::for_command(),
+        directory: here.map_or(b"/".to_vec(), |path| path.into_os_string().into_vec()),
+        terminal: terminal.then(terminal::size),
+    }
 }
 
 /// Turns signals that ask for the end into events.

@@ -92,3 +92,135 @@ fn watching_a_guest_ends_with_it() {
     assert!(rates, "no pages moved: {}", outcome.text());
     world.assert_clean();
 }
+
+/// The findings of a profile.
+#[track_caller]
+fn findings(path: &std::path::Path) -> Value {
+    serde_json::from_str(&span_tests::text(path)).expect("one JSON object")
+}
+
+#[test]
+fn a_profile_finds_who_shares_what() {
+    let world = World::new();
+    let program = world
+        .compile("sharing", include_str!("../programs/sharing.c"))
+        .expect("a program");
+    let program = program.display().to_string();
+    let guest = Up::three(&world).detach("profiled");
+    let file = |name: &str| world.path("work").join(name);
+    let before = guest.stats();
+    let mut command = world.command("coordinator");
+    command
+        .args(["profile", "profiled", "--seconds", "600", "--json"])
+        .arg(file("p.json"))
+        .arg("--trace")
+        .arg(file("p.trace"))
+        .arg("--html")
+        .arg(file("p.html"));
+    let mut profile = span_tests::Spawned::start(&mut command);
+    profile.feed(Vec::new());
+    profile.wait_for_said("profiling profiled", Duration::from_secs(10));
+    let middle = guest.stats();
+    guest.exec(&[&program, "3", "20"]).expect(0);
+    let done = guest.stats();
+    profile.signal(nix::sys::signal::Signal::SIGINT);
+    let outcome = profile.wait(Duration::from_secs(30)).expect(0);
+    let after = guest.stats();
+    guest.down().expect(0);
+
+    let found = findings(&file("p.json"));
+    let count = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{value}"));
+    assert_eq!(found["no_symbols"], Value::Null);
+    // All that the counters say happened meanwhile, and no more than happened around it.
+    let sum = |stats: &Value| -> u64 {
+        let nodes = stats["nodes"].as_array().expect("nodes");
+        nodes.iter().map(remote_faults).sum()
+    };
+    let dropped: u64 = found["dropped"]
+        .as_array()
+        .expect("nodes")
+        .iter()
+        .map(count)
+        .sum();
+    let told = count(&found["total"]["faults"]) + dropped;
+    let (least, most) = (sum(&done) - sum(&middle), sum(&after) - sum(&before));
+    assert!(
+        (least..=most).contains(&told),
+        "{told}, not {least} to {most}"
+    );
+    // Every CPU faulted, and is on its node.
+    let cpus = found["cpus"].as_array().expect("CPUs");
+    let nodes: Vec<_> = cpus
+        .iter()
+        .map(|cpu| cpu["node"].as_str().expect("a name"))
+        .collect();
+    assert_eq!(nodes, ["a", "b", "c"]);
+    assert!(cpus.iter().all(|cpu| count(&cpu["faults"]) > 0), "{cpus:?}");
+    // Pages went between all nodes, and it is known from which.
+    let matrix = found["matrix"].as_array().expect("rows");
+    for (row, counts) in matrix.iter().enumerate() {
+        for column in (0..3).filter(|column| *column != row) {
+            assert!(count(&counts[column]) > 0, "{matrix:?}");
+        }
+        assert_eq!(counts[row], 0, "{matrix:?}");
+        assert!(count(&counts[3]) * 20 < told, "{matrix:?}");
+    }
+    // The program's page is one of a user process, fetched for it by the kernel's function for that.
+    let names = |list: &str| -> Vec<String> {
+        let list = found[list].as_array().expect("a list");
+        list.iter()
+            .map(|named| named["name"].as_str().expect("a name").into())
+            .collect()
+    };
+    assert!(names("functions").contains(&"os_node_page_touch".to_string()));
+    assert!(
+        names("places")
+            .iter()
+            .any(|name| name.starts_with("user process "))
+    );
+    // Something of the kernel's own has a name, and instructions have one with few exceptions.
+    let named = found["places"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter(|place| {
+            let name = place["name"].as_str().expect("a name");
+            !name.contains(' ') && name != "vmalloc"
+        });
+    assert!(named.count() > 0, "{:?}", names("places"));
+    let unnamed = names("functions");
+    let unnamed = unnamed.iter().filter(|name| name.starts_with("0x")).count();
+    assert_eq!(unnamed, 0, "{:?}", names("functions"));
+
+    let trace: Value = serde_json::from_str(&span_tests::text(file("p.trace"))).expect("JSON");
+    let events = trace["traceEvents"].as_array().expect("events");
+    let faults = events.iter().filter(|event| event["ph"] == "X").count() as u64;
+    assert_eq!(faults + dropped, told);
+    assert!(span_tests::text(file("p.html")).contains("<svg"));
+    assert!(outcome.text().contains("Hottest pages"));
+    world.assert_clean();
+}
+
+#[test]
+fn a_command_is_profiled_from_its_start_to_its_end() {
+    let world = World::new();
+    let json = world.path("work").join("p.json");
+    let mut command = world.command("coordinator");
+    command
+        .args(["profile", "--nodes", "a,b,c", "--json"])
+        .arg(&json)
+        .args(["--", "sh", "-c"])
+        .arg("for i in 1 2 3 4 5 6 7 8; do /bin/true; done; echo said; exit 3");
+    let mut profile = span_tests::Spawned::start(&mut command);
+    profile.feed(Vec::new());
+    let outcome = profile.wait(Duration::from_secs(60)).expect(3);
+    assert_eq!(outcome.text(), "said");
+    assert!(
+        outcome.stderr.contains("Hottest instructions"),
+        "{}",
+        outcome.stderr
+    );
+    let found = findings(&json);
+    assert!(found["total"]["faults"].as_u64() > Some(100), "{found}");
+    world.assert_clean();
+}

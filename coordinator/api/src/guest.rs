@@ -18,6 +18,7 @@
 
 use crate::histogram::Histogram;
 use crate::host::Host;
+use crate::profile::{Faults, Profiling};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
@@ -58,6 +59,8 @@ pub enum ToGuest {
     Start,
     /// Answered by [`FromGuest::Stats`].
     Stats,
+    /// Answered by [`FromGuest::Faults`].
+    Profile(Profiling),
     Terminate,
 }
 
@@ -133,6 +136,7 @@ pub enum FromGuest {
         tid: i32,
     },
     Stats(Box<Stats>),
+    Faults(Faults),
     Halted(HaltKind),
     /// The guest kernel panicked on this node; the text of the panic.
     Panicked(String),

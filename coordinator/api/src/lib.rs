@@ -19,6 +19,7 @@ pub mod guest;
 pub mod histogram;
 pub mod host;
 pub mod link;
+pub mod profile;
 pub mod session;
 #[cfg(feature = "tls")]
 pub mod tls;

@@ -2,6 +2,7 @@
 
 use super::figures::{FIGURES, Interval, Sample, latency};
 use crate::status::{Latency, NodeStatus, aligned, headline, rfc3339};
+use crate::units::duration;
 use span_api::histogram::Histogram;
 use std::fmt::Write;
 
@@ -68,23 +69,9 @@ pub(super) fn lines(interval: Interval<'_>) -> String {
 
 /// A percentile, for people.
 pub(super) fn time(waits: &Histogram, percent: u64) -> String {
-    match (waits.count(), waits.percentile_ns(percent)) {
-        (0, _) => "-".into(),
-        (_, ns @ ..10_000) => format!("{:.1} µs", ns as f64 / 1e3),
-        (_, ns @ ..1_000_000) => format!("{:.0} µs", ns as f64 / 1e3),
-        (_, ns @ ..10_000_000_000) => format!("{:.1} ms", ns as f64 / 1e6),
-        (_, ns) => format!("{:.0} s", ns as f64 / 1e9),
-    }
-}
-
-/// A rate or a number, in few characters.
-pub(super) fn short(number: f64) -> String {
-    match number {
-        ..10.0 if number.fract() != 0.0 => format!("{number:.1}"),
-        ..10_000.0 => format!("{number:.0}"),
-        ..10e6 => format!("{:.0}k", number / 1e3),
-        ..10e9 => format!("{:.0}M", number / 1e6),
-        _ => format!("{:.0}G", number / 1e9),
+    match waits.count() {
+        0 => "-".into(),
+        _ => duration(waits.percentile_ns(percent)),
     }
 }
 
@@ -134,21 +121,6 @@ mod tests {
                 }),
                 "{line}"
             );
-        }
-    }
-
-    #[test]
-    fn numbers_for_people_are_short() {
-        for (number, text) in [
-            (0.0, "0"),
-            (0.25, "0.2"),
-            (123.4, "123"),
-            (9_999.0, "9999"),
-            (12_345.0, "12k"),
-            (123_456_789.0, "123M"),
-            (99e9, "99G"),
-        ] {
-            assert_eq!(short(number), text);
         }
     }
 }

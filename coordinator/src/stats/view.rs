@@ -1,8 +1,9 @@
 //! The live view of `stats --watch` on a terminal.
 
 use super::figures::{Interval, latency, remote_faults};
-use super::text::{short, time};
+use super::text::time;
 use crate::status::{NodeStatus, headline};
+use crate::units::short;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};

@@ -146,6 +146,18 @@ fn options_are_checked_before_anything_is_started() {
         &["stats", "--watch", "--interval", "inf"],
         &["stats", "--interval", "1"],
         &["stats", "no-such-guest"],
+        &["profile"],
+        &["profile", "no-such-guest"],
+        &["profile", "--seconds", "0"],
+        &["profile", "--seconds", "-1"],
+        &["profile", "--json", "/no/such/file"],
+        &["profile", "--trace", "/"],
+        &["profile", "--cpus", "2"],
+        &["profile", "--nodes", "a,b"],
+        &["profile", "--nodes", "a,a", "--", "true"],
+        &["profile", "--nodes", "a", "--detach", "--", "true"],
+        &["profile", "--nodes", "a", "--seconds", "1", "--", "true"],
+        &["profile", "guest", "--nodes", "a", "--", "true"],
     ] {
         refused(&place, arguments);
     }

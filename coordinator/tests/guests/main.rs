@@ -8,6 +8,7 @@ mod ends;
 mod input;
 mod namespaces;
 mod peers;
+mod profile;
 mod running;
 mod stats;
 mod support;

@@ -63,7 +63,7 @@ fn watched_as_json_it_shows_what_changed_until_the_guest_ends() {
     let (first, second) = (next(), next());
     for stats in [&first, &second] {
         let seconds = stats["interval_s"].as_f64().unwrap();
-        assert!(seconds >= 0.05, "{stats}");
+        assert!(seconds > 0.0, "{stats}");
         let a = &stats["nodes"][0];
         // It sends another page each time it is asked.
         let rate = a["rates"]["bytes_out"].as_f64().unwrap();

@@ -6,6 +6,7 @@
 
 use span_api::guest::{FromGuest, GUEST_FD_ENV, Setup, ToGuest};
 use span_api::link::Hello;
+use span_api::profile::{Faults, Profiling};
 use span_api::{codec, guest};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -15,6 +16,21 @@ use std::sync::{Mutex, OnceLock};
 
 static WRITER: OnceLock<Mutex<UnixStream>> = OnceLock::new();
 static READER: OnceLock<Mutex<UnixStream>> = OnceLock::new();
+
+/// What the agent may ask while the guest runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Question {
+    Stats,
+    Profile(Profiling),
+}
+
+/// The answer of a node that has no pages to move.
+pub(crate) fn answer_nothing(question: Question) {
+    send(&match question {
+        Question::Stats => FromGuest::Stats(Box::default()),
+        Question::Profile(_) => FromGuest::Faults(Faults::default()),
+    });
+}
 
 /// The socket to the agent, if there is one.
 pub(crate) fn connect() -> bool {
@@ -97,24 +113,26 @@ pub(crate) fn receive_peers(nodes: usize) -> Vec<SocketAddr> {
     }
 }
 
-/// Waits for the start. Statistics may be asked for at any time.
+/// Waits for the start. Questions may come at any time.
 pub(crate) fn receive_start() {
     loop {
         match receive() {
             ToGuest::Start => return,
             ToGuest::Terminate => exit(0),
-            ToGuest::Stats => send(&FromGuest::Stats(Box::default())),
+            ToGuest::Stats => answer_nothing(Question::Stats),
+            ToGuest::Profile(what) => answer_nothing(Question::Profile(what)),
             _ => fail("the agent did not say to start"),
         }
     }
 }
 
 /// Serves the agent for the rest of the process's life, on a thread of its own.
-pub(crate) fn serve(stats: impl Fn() + Send + 'static) {
+pub(crate) fn serve(ask: impl Fn(Question) + Send + 'static) {
     crate::thread("span-control", move || {
         loop {
             match receive() {
-                ToGuest::Stats => stats(),
+                ToGuest::Stats => ask(Question::Stats),
+                ToGuest::Profile(what) => ask(Question::Profile(what)),
                 ToGuest::Terminate => exit(0),
                 message => fail(&format!("unexpected message from the agent: {message:?}")),
             }

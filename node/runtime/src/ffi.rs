@@ -6,6 +6,7 @@ use crate::image::{self, NodeImage, PAGE_BYTES};
 use crate::slots::{self, Op};
 use crate::{clock, control, ipi, local_stack, start, stub};
 use span_api::guest::{FromGuest, HaltKind};
+use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_ulonglong, c_void};
 
 const FAULT_FOREIGN: c_int = 0;
@@ -46,19 +47,20 @@ pub extern "C" fn node_memory_fd() -> c_int {
     start::memory_fd()
 }
 
+thread_local! {
+    /// What faulted in kernel virtual memory: the kernel looks up its page before it asks for it.
+    static VM_INSTRUCTION: Cell<u64> = const { Cell::new(0) };
+}
+
 /// Context: signal.
 #[unsafe(no_mangle)]
 pub extern "C" fn node_page_fault(addr: c_ulong, is_write: c_int, ip: c_ulong) -> c_int {
     let addr = addr as usize;
     if image::is_shared(addr) {
-        slots::request_in_handler(
-            Op::Fault,
-            u64::from(image::page_of(addr)),
-            is_write as u64,
-            ip,
-        );
+        slots::request_in_handler(Op::Fault, addr as u64, is_write as u64, ip);
         FAULT_DONE
     } else if image::is_vm(addr) {
+        VM_INSTRUCTION.set(ip);
         FAULT_VM
     } else {
         FAULT_FOREIGN
@@ -137,7 +139,9 @@ pub extern "C" fn node_pause(turn: c_uint) {
 /// Context: signal.
 #[unsafe(no_mangle)]
 pub extern "C" fn node_vm_map(addr: c_ulong, phys: c_ulong, is_write: c_int) -> c_int {
-    slots::request_in_handler(Op::VmMap, addr, phys / PAGE_BYTES as u64, is_write as u64) as c_int
+    let page = phys / PAGE_BYTES as u64;
+    let page_and_write = page << 1 | u64::from(is_write != 0);
+    slots::request_in_handler(Op::VmMap, addr, page_and_write, VM_INSTRUCTION.get()) as c_int
 }
 
 #[unsafe(no_mangle)]

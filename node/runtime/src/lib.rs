@@ -29,6 +29,7 @@ mod image;
 mod ipi;
 mod local_stack;
 mod pager;
+mod profile;
 mod slots;
 mod start;
 mod stub;

@@ -20,9 +20,10 @@ pub(crate) const SLOTS: usize = 256;
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// page, is_write, instruction
+    /// address, is_write, instruction
     Fault,
-    /// address, page, is_write: map a page of kernel virtual memory
+    /// address, page and whether it is written to (lowest bit), instruction: map a page of kernel
+    /// virtual memory
     VmMap,
     /// start, end: drop mappings of kernel virtual memory on all nodes
     VmDrop,

@@ -135,7 +135,7 @@ pub(crate) fn map(image: NodeImage) {
     };
     control::send(&FromGuest::Connected);
     control::receive_start();
-    control::serve(move || inbox.post(Remote::Stats));
+    control::serve(move |question| inbox.post(Remote::Asked(question)));
     hostcall::set_paths_local(false);
 }
 
@@ -145,5 +145,5 @@ fn meet_nobody() {
     control::receive_peers(1);
     control::send(&FromGuest::Connected);
     control::receive_start();
-    control::serve(|| control::send(&FromGuest::Stats(Box::default())));
+    control::serve(control::answer_nothing);
 }

@@ -15,6 +15,7 @@
 //! (`local_stack`). Nothing is waited for while it is held.
 
 use crate::image::PAGE_BYTES;
+use crate::profile;
 use crate::view::Protection;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
@@ -255,7 +256,11 @@ pub(crate) extern "C" fn map(slot: u64, va: u64, phys: u64, prot: u64) -> u64 {
         state if state == Protection::Read as u8 => prot & !(PROT_WRITE as u64),
         _ => prot,
     };
-    table.stubs[usize::from(index)].frames.insert(va, frame);
+    let stub = &mut table.stubs[usize::from(index)];
+    stub.frames.insert(va, frame);
+    if profile::is_on() {
+        profile::mapped(frame, stub.pid, va);
+    }
     table.reverse.entry(frame).or_default().push((index, va));
     allowed
 }

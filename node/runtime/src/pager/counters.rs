@@ -5,65 +5,82 @@ use super::Pager;
 use crate::{control, stub};
 use dsm::{Access, State};
 use span_api::guest::{FromGuest, Stats};
+use span_api::profile::FaultKind;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// What a fault needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Nothing that this node does not have.
-    Local,
-    Read,
-    Write,
-    Upgrade,
-}
-
-impl Kind {
-    fn of(held: State, access: Access) -> Self {
-        match (held.allows(access), held, access) {
-            (true, ..) | (false, State::Exclusive, _) => Self::Local,
-            (false, _, Access::Read) => Self::Read,
-            (false, State::Shared, Access::Write) => Self::Upgrade,
-            (false, _, Access::Write) => Self::Write,
-        }
+/// What a fault needs of another node; `None` if this one has it.
+pub(super) fn kind(held: State, access: Access) -> Option<FaultKind> {
+    match (held.allows(access), held, access) {
+        (true, ..) | (false, State::Exclusive, _) => None,
+        (false, _, Access::Read) => Some(FaultKind::Read),
+        (false, State::Shared, Access::Write) => Some(FaultKind::Upgrade),
+        (false, _, Access::Write) => Some(FaultKind::Write),
     }
 }
 
-/// Faults that threads wait in, by slot: when each began, and what it needs.
+/// What was accessed, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Touch {
+    pub(super) address: u64,
+    pub(super) instruction: u64,
+    pub(super) vmalloc: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Began {
+    at_ns: u64,
+    kind: Option<FaultKind>,
+    touch: Touch,
+}
+
+/// A fault that has waited for another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) kind: FaultKind,
+    pub(super) waited_ns: u64,
+    pub(super) touch: Touch,
+}
+
+/// Faults that threads wait in, by slot.
 #[derive(Debug, Default)]
-pub(super) struct Faults(HashMap<u32, (u64, Kind)>);
+pub(super) struct Faults(HashMap<u32, Began>);
 
 impl Faults {
     pub(super) fn began(
         &mut self,
         slot: u32,
-        now_ns: u64,
-        held: State,
-        access: Access,
+        at_ns: u64,
+        kind: Option<FaultKind>,
+        touch: Touch,
         stats: &mut Stats,
     ) {
-        let kind = Kind::of(held, access);
         *match kind {
-            Kind::Local => &mut stats.faults_local,
-            Kind::Read => &mut stats.faults_read,
-            Kind::Write => &mut stats.faults_write,
-            Kind::Upgrade => &mut stats.faults_upgrade,
+            None => &mut stats.faults_local,
+            Some(FaultKind::Read) => &mut stats.faults_read,
+            Some(FaultKind::Write) => &mut stats.faults_write,
+            Some(FaultKind::Upgrade) => &mut stats.faults_upgrade,
         } += 1;
-        self.0.insert(slot, (now_ns, kind));
+        self.0.insert(slot, Began { at_ns, kind, touch });
     }
 
-    pub(super) fn ended(&mut self, slot: u32, now_ns: u64, stats: &mut Stats) {
-        let Some((began_ns, kind)) = self.0.remove(&slot) else {
-            return;
-        };
-        let waited_ns = now_ns - began_ns;
+    /// The thread goes on; what it was, if it waited for another node.
+    pub(super) fn ended(&mut self, slot: u32, now_ns: u64, stats: &mut Stats) -> Option<Ended> {
+        let Began { at_ns, kind, touch } = self.0.remove(&slot)?;
+        let waited_ns = now_ns - at_ns;
         stats.fault_wait_ns += waited_ns;
-        match kind {
-            Kind::Local => {}
-            Kind::Read => stats.waits.read.record(waited_ns),
-            Kind::Write => stats.waits.write.record(waited_ns),
-            Kind::Upgrade => stats.waits.upgrade.record(waited_ns),
-        }
+        let kind = kind?;
+        let waits = match kind {
+            FaultKind::Read => &mut stats.waits.read,
+            FaultKind::Write => &mut stats.waits.write,
+            FaultKind::Upgrade => &mut stats.waits.upgrade,
+        };
+        waits.record(waited_ns);
+        Some(Ended {
+            kind,
+            waited_ns,
+            touch,
+        })
     }
 }
 
@@ -84,6 +101,14 @@ impl Pager {
 mod tests {
     use super::*;
 
+    fn touch(slot: u32) -> Touch {
+        Touch {
+            address: u64::from(slot) << 12,
+            instruction: 7,
+            vmalloc: false,
+        }
+    }
+
     #[test]
     fn a_fault_is_counted_and_timed_as_what_it_needs() {
         let (mut faults, mut stats) = (Faults::default(), Stats::default());
@@ -94,7 +119,7 @@ mod tests {
             (3, State::Shared, Access::Read),
             (4, State::Exclusive, Access::Write),
         ] {
-            faults.began(slot, 1_000, held, access, &mut stats);
+            faults.began(slot, 1_000, kind(held, access), touch(slot), &mut stats);
         }
         let counted = (
             stats.faults_read,
@@ -112,7 +137,9 @@ mod tests {
             (3, 2_000),
             (4, 2_000),
         ] {
-            faults.ended(slot, end_ns, &mut stats);
+            let ended = faults.ended(slot, end_ns, &mut stats);
+            let remote = (slot < 3).then(|| (end_ns - 1_000, touch(slot)));
+            assert_eq!(ended.map(|ended| (ended.waited_ns, ended.touch)), remote);
         }
         let waits = &stats.waits;
         let longest = (
@@ -128,7 +155,7 @@ mod tests {
         );
         assert_eq!(stats.fault_wait_ns, 62_000);
         // A slot that waits for something else.
-        faults.ended(0, 99_000, &mut stats);
+        assert_eq!(faults.ended(0, 99_000, &mut stats), None);
         assert_eq!(stats.fault_wait_ns, 62_000);
     }
 }

@@ -9,6 +9,7 @@ mod alarm;
 mod counters;
 pub(crate) mod peers;
 mod readahead;
+mod recorder;
 mod requests;
 pub(crate) mod wire;
 
@@ -21,6 +22,7 @@ use counters::Faults;
 use dsm::{Body, Config, Effect, Engine, Initial, NodeId, PageId, State};
 use peers::Peer;
 use readahead::Readahead;
+use recorder::Recorder;
 use span_api::guest::{FromGuest, Setup, Stats};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -57,7 +59,7 @@ pub(crate) enum Remote {
     /// Complete a local request, or answer a peer's.
     Answer(Asker, u64),
     HostReply(u16, u64, Vec<u8>),
-    Stats,
+    Asked(control::Question),
 }
 
 /// Who waits for something that was handed on.
@@ -137,6 +139,9 @@ pub(crate) struct Pager {
     readahead: Readahead,
     memory_pages: u32,
     faults: Faults,
+    recorder: Recorder,
+    /// CPUs by the slots of their threads.
+    cpu_of_slot: HashMap<u32, u16>,
     kicker: mpsc::Sender<KickJob>,
     workers: mpsc::Sender<Work>,
     stats: Stats,
@@ -374,6 +379,8 @@ impl Pager {
             readahead: Readahead::default(),
             memory_pages,
             faults: Faults::default(),
+            recorder: Recorder::default(),
+            cpu_of_slot: HashMap::new(),
             kicker: requests::start_kicker(inbox.clone()),
             workers: requests::start_workers(inbox.clone(), image),
             inbox,
@@ -570,6 +577,7 @@ impl Pager {
         if slot == NOBODY {
             let now = clock::host_ns();
             self.engine.resumed(now, PageId(page), now);
+            self.recorder.unneeded(page);
             return;
         }
         let protection = Protection::of(self.engine.state(PageId(page)));
@@ -578,7 +586,9 @@ impl Pager {
         {
             control::fail(&format!("protecting guest memory: {error}"));
         }
-        self.faults.ended(slot, clock::host_ns(), &mut self.stats);
+        let ended = self.faults.ended(slot, clock::host_ns(), &mut self.stats);
+        let cpu = self.cpu_of_slot.get(&slot).copied();
+        self.recorder.ended(slot, page, cpu, ended);
         let result = match self.vm_waiting.remove(&slot) {
             Some(va) => self.map_vm(va, page, protection),
             None => 1,

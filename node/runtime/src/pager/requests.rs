@@ -1,10 +1,12 @@
 //! What vCPU threads and other nodes ask of this node, apart from pages.
 
+use super::counters::{self, Touch};
 use super::{
     Asker, Inbox, KickJob, KickThen, NOBODY, Pager, Remote, Ticket, Work, wire::Frame,
     wire::PAYLOAD_BYTES_MAX,
 };
-use crate::image::{NodeImage, PAGE_BYTES};
+use crate::control::Question;
+use crate::image::{self, NodeImage, PAGE_BYTES};
 use crate::slots::{Op, Request};
 use crate::view::Protection;
 use crate::{clock, control, hostcall, ipi, slots, stub};
@@ -88,15 +90,28 @@ impl Pager {
             args: [a, b, c, d],
         } = request;
         match op {
-            Op::Fault => self.fault(slot, a as u32, b != 0),
+            Op::Fault => {
+                let touch = Touch {
+                    address: a,
+                    instruction: c,
+                    vmalloc: false,
+                };
+                self.fault(slot, image::page_of(a as usize), b != 0, touch);
+            }
             Op::VmMap => {
                 self.vm_waiting.insert(slot, a);
-                self.fault(slot, b as u32, c != 0);
+                let touch = Touch {
+                    address: a,
+                    instruction: c,
+                    vmalloc: true,
+                };
+                self.fault(slot, (b >> 1) as u32, b & 1 != 0, touch);
             }
             Op::VmDrop => self.drop_vm_everywhere(slot, a, b),
             Op::StartCpu => self.start_cpu(slot, a as u16, b),
             Op::CpuStarted => {
                 self.threads.insert(a as u16, b as i32);
+                self.cpu_of_slot.insert(slot, a as u16);
                 control::send(&FromGuest::CpuOnline {
                     cpu: a as u16,
                     tid: b as i32,
@@ -136,7 +151,7 @@ impl Pager {
         }
     }
 
-    fn fault(&mut self, slot: u32, page: u32, is_write: bool) {
+    fn fault(&mut self, slot: u32, page: u32, is_write: bool, touch: Touch) {
         let access = if is_write {
             Access::Write
         } else {
@@ -144,7 +159,8 @@ impl Pager {
         };
         let now = clock::host_ns();
         let held = self.engine.state(PageId(page));
-        self.faults.began(slot, now, held, access, &mut self.stats);
+        let kind = counters::kind(held, access);
+        self.faults.began(slot, now, kind, touch, &mut self.stats);
         self.engine.request(now, PageId(page), access, slot);
         if held == dsm::State::Invalid {
             self.ask_ahead(now, page, access);
@@ -179,7 +195,8 @@ impl Pager {
                     },
                 );
             }
-            Remote::Stats => self.report_stats(),
+            Remote::Asked(Question::Stats) => self.report_stats(),
+            Remote::Asked(Question::Profile(what)) => self.report_faults(what),
         }
     }
 
@@ -188,6 +205,7 @@ impl Pager {
         match frame {
             Frame::Page(message) => {
                 let now = clock::host_ns();
+                self.recorder.heard(from, message.page.0, message.kind);
                 let from = dsm::NodeId(from);
                 self.engine
                     .handle_message(now, from, message)

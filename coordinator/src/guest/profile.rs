@@ -1,0 +1,87 @@
+//! The faults of a guest's nodes, for whoever profiles it.
+//!
+//! One at a time does. He asks for faults, and every node answers each question once, so that no more
+//! answers wait for him than there are nodes.
+
+use super::ending::Cause;
+use super::{Guest, Phase};
+use crate::artefacts::FileId;
+use serde::{Deserialize, Serialize};
+use span_api::guest::{NodeSpec, ToGuest};
+use span_api::link::ToAgent;
+use span_api::profile::{Faults, Profiling};
+use std::os::unix::ffi::OsStrExt;
+use tokio::sync::{mpsc, oneshot};
+
+/// What is profiled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Subject {
+    pub(crate) name: String,
+    pub(crate) nodes: Vec<NodeSpec>,
+    /// Path of the kernel's file, and which file that was when the guest started.
+    pub(crate) kernel: Vec<u8>,
+    pub(crate) kernel_id: FileId,
+}
+
+/// What is told, by node.
+#[derive(Debug)]
+pub(crate) struct Profiled {
+    pub(crate) subject: Subject,
+    pub(crate) faults: mpsc::Receiver<(usize, Faults)>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Profile {
+    sender: Option<mpsc::Sender<(usize, Faults)>>,
+    /// Answers that are still to come.
+    due: usize,
+}
+
+impl Guest {
+    pub(super) fn begin_profile(
+        &mut self,
+        reply: oneshot::Sender<Result<Profiled, String>>,
+    ) -> Result<(), Cause> {
+        let busy = self.profile.due > 0 || {
+            let sender = self.profile.sender.as_ref();
+            sender.is_some_and(|sender| !sender.is_closed())
+        };
+        let refusal = match self.phase {
+            Phase::Boot | Phase::Running if busy => "the guest is being profiled already",
+            Phase::Boot | Phase::Running => "",
+            Phase::Ending => "the guest is ending",
+            _ => "the guest is starting",
+        };
+        if !refusal.is_empty() {
+            let _ = reply.send(Err(refusal.into()));
+            return Ok(());
+        }
+        let (sender, faults) = mpsc::channel(self.nodes.len());
+        self.profile.sender = Some(sender);
+        let subject = Subject {
+            name: self.run.name().to_string(),
+            nodes: self.plan.nodes.clone(),
+            kernel: self.plan.files.linux.as_os_str().as_bytes().to_vec(),
+            kernel_id: self.plan.files.linux_id,
+        };
+        let _ = reply.send(Ok(Profiled { subject, faults }));
+        self.ask_faults(Profiling::Start)
+    }
+
+    pub(super) fn ask_faults(&mut self, what: Profiling) -> Result<(), Cause> {
+        self.profile.due += self.nodes.len();
+        self.send_all(&ToAgent::Guest(ToGuest::Profile(what)))
+    }
+
+    pub(super) fn told_faults(&mut self, node: usize, faults: Faults) {
+        // A node that answers what it was not asked tells nothing.
+        let Some(due) = self.profile.due.checked_sub(1) else {
+            return;
+        };
+        self.profile.due = due;
+        if let Some(sender) = &self.profile.sender {
+            // Who asked may have gone away.
+            let _ = sender.try_send((node, faults));
+        }
+    }
+}
