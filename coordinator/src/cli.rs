@@ -113,6 +113,10 @@ pub(crate) struct UpOptions {
     /// Memory, for every node (512M) or by name (a=1G,b=256M); the guest has the sum
     #[arg(long, value_name = "SIZE|NAME=SIZE,…")]
     pub(crate) mem: Option<String>,
+    /// Latency added to every message between nodes, one way: for all links (200us) or by names
+    /// (a-b=200us,b-c=1ms) [default: none]
+    #[arg(long, value_name = "TIME|A-B=TIME,…")]
+    pub(crate) latency: Option<String>,
     /// Root file system: host (this machine's, changes are thrown away), a directory, an image, none
     #[arg(long, value_name = "host|DIR|IMAGE|none", default_value = "host")]
     pub(crate) root: OsString,

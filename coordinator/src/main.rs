@@ -21,6 +21,7 @@ mod environment;
 mod failure;
 mod guest;
 mod link;
+mod links;
 mod local;
 mod options;
 mod output;

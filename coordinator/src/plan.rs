@@ -4,6 +4,7 @@
 use crate::artefacts::{self, Files};
 use crate::cli::{PagingOption, UpOptions};
 use crate::failure::Failure;
+use crate::links::Links;
 use crate::options::{self, Place, Root};
 use span_api::auth::{Token, TokenError};
 use span_api::guest::NodeSpec;
@@ -24,6 +25,7 @@ pub(crate) struct Plan {
     pub(crate) name: Option<String>,
     pub(crate) nodes: Vec<NodeSpec>,
     pub(crate) places: Vec<Place>,
+    pub(crate) links: Links,
     /// Kernel arguments but for those that depend on the guest's name or an agent.
     pub(crate) arguments: Vec<Vec<u8>>,
     /// What the user appended; last on the kernel's command line.
@@ -41,6 +43,7 @@ impl Plan {
         let (names, places) = options::nodes(&up.nodes)?;
         let cpus = options::cpus(up.cpus.as_deref(), &names)?;
         let memory = options::memory(up.mem.as_deref(), &names)?;
+        let links = Links::new(up.latency.as_deref(), &names)?;
         if let Some(name) = &up.name {
             options::check_name("--name", name)?;
         }
@@ -81,6 +84,7 @@ impl Plan {
             name: up.name.clone(),
             nodes: number(names, &cpus, &memory),
             places,
+            links,
             arguments,
             appended,
             readable: storage.readable,

@@ -15,6 +15,7 @@
 //! Guests fill a small machine and ends are timed: worlds exist one at a time.
 
 mod leftovers;
+mod long;
 mod netns;
 mod process;
 mod product;
@@ -25,6 +26,7 @@ mod upstream;
 mod world;
 
 pub use leftovers::{descendants, processes_with};
+pub use long::number;
 pub use netns::{Host, Network, restrict};
 pub use process::{Outcome, Spawned, wait_until};
 pub use product::{

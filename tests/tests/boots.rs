@@ -1,11 +1,13 @@
 //! To a program and out again, in a row.
 
-use span_tests::{SHORT_S_MAX, Up, World};
+use span_tests::{SHORT_S_MAX, Up, World, number};
 use std::time::{Duration, Instant};
 
 /// `SPAN_BOOTS`; the full test is 200.
 fn count() -> u32 {
-    std::env::var("SPAN_BOOTS").map_or(5, |text| text.parse().expect("a number of boots"))
+    number("SPAN_BOOTS", 5)
+        .try_into()
+        .expect("a number of boots")
 }
 
 #[test]

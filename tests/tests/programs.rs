@@ -1,17 +1,12 @@
 //! Unmodified programs of this machine, on all nodes at once.
 
-use span_tests::{Up, World};
+use span_tests::{Up, World, number};
 use std::path::Path;
-
-/// How long threads hammer, in seconds; more for a thorough run.
-fn hammer_s() -> u64 {
-    std::env::var("SPAN_HAMMER_S").map_or(8, |text| text.parse().expect("a number of seconds"))
-}
 
 #[test]
 fn threads_of_one_process_share_memory_across_nodes() {
     let world = World::new();
-    let seconds = hammer_s();
+    let seconds = number("SPAN_HAMMER_S", 8);
     let guest = Up::three(&world).detach("threads");
     let source = world.file("threads.c", include_str!("../programs/threads.c"));
     // Compiled where it runs.

@@ -1,7 +1,7 @@
 //! The memory between nodes, from inside: the kernel's own tests and litmus tests, on all nodes at
 //! once. Long forms: `SPAN_TORTURE_S`, `SPAN_LITMUS`.
 
-use span_tests::{PLANTED_MISSING, Up, World, not_tested, planted, program};
+use span_tests::{PLANTED_MISSING, Up, World, not_tested, number, planted, program};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,13 +27,6 @@ const RCUS: &[&str] = &["rcu", "srcu", "srcud"];
 
 /// Starting and stopping the threads of a torture test.
 const AROUND_S: u64 = 60;
-
-fn number(variable: &str, short: u64) -> u64 {
-    std::env::var(variable).map_or(short, |text| {
-        let parsed = text.parse();
-        parsed.unwrap_or_else(|_| panic!("{variable} is a whole number, not {text}"))
-    })
-}
 
 /// How long each kind of lock and of RCU is under load.
 fn torture_s() -> u64 {

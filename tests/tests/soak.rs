@@ -1,6 +1,6 @@
 //! All nodes under load for as long as one likes: `SPAN_SOAK_S`; half an hour is the full test.
 
-use span_tests::{Up, World};
+use span_tests::{Up, World, number};
 use std::time::Duration;
 
 /// Starting and stopping the stressors.
@@ -8,10 +8,7 @@ const AROUND_S: u64 = 120;
 
 #[test]
 fn stress_that_checks_itself() {
-    let seconds = std::env::var("SPAN_SOAK_S").map_or(20, |text| {
-        text.parse::<u64>()
-            .expect("SPAN_SOAK_S is a number of seconds")
-    });
+    let seconds = number("SPAN_SOAK_S", 20);
     let world = World::lasting(Duration::from_secs(seconds + 3 * AROUND_S));
     let guest = Up::three(&world).detach("soak");
     guest.status().assert_spread();

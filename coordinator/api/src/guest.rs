@@ -36,12 +36,24 @@ pub struct NodeSpec {
     pub memory_bytes: u64,
 }
 
+/// Longest latency of a link.
+pub const LINK_LATENCY_NS_MAX: u64 = 1_000_000_000;
+
+/// What it costs to send to another node, on top of what the network takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Every message leaves this much later: pages, interrupts, host calls. One way.
+    pub latency_ns: u64,
+}
+
 /// Everything a runtime must know before it can meet its peers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Setup {
     /// This node's index in `nodes`.
     pub node: u16,
     pub nodes: Vec<NodeSpec>,
+    /// From this node to each of `nodes`.
+    pub links: Vec<Link>,
     /// Address to bind the QUIC socket to; the port is the kernel's choice.
     pub bind: IpAddr,
     /// DER: the guest's own certificate authority, and this node's certificate and PKCS#8 key. A

@@ -4,7 +4,7 @@
 //! between (a panic of the guest's kernel, a lost peer, a failure here) is reported, and the process
 //! then stands still until it is ended: other nodes may still read from it.
 
-use span_api::guest::{FromGuest, GUEST_FD_ENV, Setup, ToGuest};
+use span_api::guest::{FromGuest, GUEST_FD_ENV, LINK_LATENCY_NS_MAX, Setup, ToGuest};
 use span_api::link::Hello;
 use span_api::profile::{Faults, Profiling};
 use span_api::{codec, guest};
@@ -98,6 +98,10 @@ fn check(setup: Setup) -> Setup {
     }
     if !numbered || cpus.is_empty() || cpus.len() > span_api::CPUS_MAX {
         fail("the set-up does not number the CPUs from 0, node by node");
+    }
+    let slowest_ns = setup.links.iter().map(|link| link.latency_ns).max();
+    if setup.links.len() != nodes || slowest_ns > Some(LINK_LATENCY_NS_MAX) {
+        fail("the set-up does not say what the links to the nodes cost");
     }
     if setup.nodes.iter().any(|node| node.memory_bytes % 4096 != 0) {
         fail("the set-up splits a page between nodes");

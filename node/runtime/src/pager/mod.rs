@@ -7,6 +7,7 @@
 
 mod alarm;
 mod counters;
+mod delay;
 pub(crate) mod peers;
 mod readahead;
 mod recorder;
@@ -312,7 +313,7 @@ async fn discipline_clock(shared: Rc<Shared>) {
 impl Shared {
     fn new(setup: &Setup, image: NodeImage, view: View, inbox: Inbox) -> std::io::Result<Shared> {
         let nodes = setup.nodes.len();
-        let peers: Vec<Peer> = (0..nodes).map(|_| Peer::default()).collect();
+        let peers: Vec<Peer> = setup.links.iter().map(Peer::new).collect();
         let pager = Pager::new(setup, image, view, inbox, peers.clone());
         Ok(Shared {
             me: setup.node,

@@ -4,20 +4,19 @@
 //! streams in each direction: one for pages, interrupts and their like, and one for host calls, so
 //! that bulk data does not hold up a fault.
 
+use super::delay::{Delayed, Timer};
 use super::wire::{self, Frame, HEADER_BYTES};
 use super::{Pager, Shared};
 use crate::clock;
 use bytes::Bytes;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use span_api::guest::Setup;
-use std::cell::{OnceCell, RefCell};
-use std::collections::VecDeque;
+use span_api::guest::{Link, Setup};
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
 
 /// A peer that says nothing for this long is lost. Its runtime answers keep-alives even while its
 /// CPUs are busy.
@@ -25,7 +24,7 @@ const IDLE: Duration = Duration::from_millis(1500);
 const KEEP_ALIVE: Duration = Duration::from_millis(300);
 
 /// Frames written with one call.
-const BATCH_FRAMES: usize = 32;
+const BATCH_FRAMES: usize = 16;
 
 /// Socket buffers: a burst of pages must not be dropped between two turns of the pager.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -60,44 +59,36 @@ pub(crate) enum PeerError {
 
 /// Frames on their way to one peer. What is queued is bounded by the requests that threads wait for,
 /// each of which has one outstanding.
-#[derive(Debug, Default)]
-pub(crate) struct Outbox {
-    frames: RefCell<VecDeque<Bytes>>,
-    filled: Notify,
-}
+#[derive(Debug)]
+pub(crate) struct Outbox(Delayed<(Bytes, Option<Bytes>)>);
 
 impl Outbox {
+    fn new(link: &Link) -> Self {
+        Self(Delayed::new(link.latency_ns))
+    }
+
     pub(crate) fn push(&self, frame: Frame) -> u64 {
         let (header, payload) = wire::encode(frame, clock::guest_ns());
-        let mut frames = self.frames.borrow_mut();
-        let mut bytes = header.len();
-        frames.push_back(header);
-        if let Some(payload) = payload {
-            bytes += payload.len();
-            frames.push_back(payload);
-        }
-        self.filled.notify_one();
+        let bytes = header.len() + payload.as_ref().map_or(0, Bytes::len);
+        self.0.push((header, payload));
         bytes as u64
     }
 
     async fn write(self: Rc<Self>, mut stream: SendStream) -> Result<(), PeerError> {
+        let timer = Timer::new()?;
         loop {
-            let mut batch: Vec<Bytes> = {
-                let mut frames = self.frames.borrow_mut();
-                let n = frames.len().min(BATCH_FRAMES);
-                frames.drain(..n).collect()
-            };
-            if batch.is_empty() {
-                self.filled.notified().await;
-                continue;
-            }
+            let frames = self.0.take(&timer, BATCH_FRAMES).await?;
+            let parts = frames
+                .into_iter()
+                .flat_map(|(header, payload)| [Some(header), payload]);
+            let mut batch: Vec<Bytes> = parts.flatten().collect();
             stream.write_all_chunks(&mut batch).await?;
         }
     }
 }
 
 /// Both outboxes of one peer, and the connection that they are sent on once there is one.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) pages: Rc<Outbox>,
     pub(crate) calls: Rc<Outbox>,
@@ -105,6 +96,14 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    pub(crate) fn new(link: &Link) -> Self {
+        Self {
+            pages: Rc::new(Outbox::new(link)),
+            calls: Rc::new(Outbox::new(link)),
+            connection: Rc::default(),
+        }
+    }
+
     /// Datagrams that were lost, and whose contents were sent again.
     pub(crate) fn datagrams_lost(&self) -> u64 {
         let stats = self.connection.get().map(Connection::stats);
