@@ -19,6 +19,10 @@ const ARGUMENTS_BYTES_MAX: usize = 4096 - 512;
 /// consoles that one alone needs no other node to be written.
 const ARGUMENTS: [&str; 4] = ["seccomp=on", "con=null", "ssl=null", "console=span"];
 
+/// Arguments of a guest on several nodes. CPUs fold their counters of pages into everybody's once a
+/// minute instead of once a second: each time all nodes read what all others have written.
+const ARGUMENTS_OF_SEVERAL: [&str; 1] = ["sysctl.vm.stat_interval=60"];
+
 /// Everything needed to start a guest.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -67,6 +71,9 @@ impl Plan {
             format!("ncpus={}", cpus.iter().sum::<usize>()).into_bytes(),
         ];
         arguments.extend(ARGUMENTS.map(|argument| argument.as_bytes().to_vec()));
+        if names.len() > 1 {
+            arguments.extend(ARGUMENTS_OF_SEVERAL.map(|argument| argument.as_bytes().to_vec()));
+        }
         arguments.extend(storage.arguments);
         let bytes: usize = arguments
             .iter()

@@ -69,6 +69,19 @@ void um_spin_wait(unsigned int turn)
 EXPORT_SYMBOL(um_spin_wait);
 #endif
 
+/* Time was set, and each node is to know; see kernel/time/timekeeping.c */
+void arch_time_on_each_node(void (*function)(void *))
+{
+	int cpu, last = -1;
+
+	for_each_online_cpu(cpu) {
+		if (node_of_cpu(cpu) == last)
+			continue;
+		last = node_of_cpu(cpu);
+		smp_call_function_single(cpu, function, NULL, true);
+	}
+}
+
 /*
  * CPUs of one node share what they load; another node's are far. Balancing
  * between nodes reads the run queues of all CPUs, each a page or more from
