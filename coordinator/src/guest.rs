@@ -468,7 +468,7 @@ impl Guest {
                 setup: Setup {
                     node: index as u16,
                     nodes: self.plan.nodes.clone(),
-                    links: self.plan.links.from_node(index),
+                    links: self.plan.links.of_node(index),
                     bind,
                     authority: certificates.authority.clone(),
                     certificate: certificate.certificate,

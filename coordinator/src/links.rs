@@ -57,7 +57,7 @@ impl Links {
     }
 
     /// From a node to each.
-    pub(crate) fn from_node(&self, node: usize) -> Vec<Link> {
+    pub(crate) fn of_node(&self, node: usize) -> Vec<Link> {
         self.all[node * self.nodes..][..self.nodes].to_vec()
     }
 }
@@ -119,7 +119,7 @@ mod tests {
         let links = Links::new(Some(value), &names).expect("valid");
         let from = |node| {
             links
-                .from_node(node)
+                .of_node(node)
                 .iter()
                 .map(|link| link.latency_ns)
                 .collect()
