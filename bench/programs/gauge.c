@@ -8,6 +8,7 @@
  *     gauge remote KHZ PAGES ROUNDS          faults on pages that another CPU's node has
  *     gauge pipe KHZ ROUNDS [marks]          a byte there and back between CPU 0 and CPU 1
  *     gauge exec KHZ ROUNDS [marks]          fork+exec of itself, on CPU 0 and CPU 1 in turn
+ *     gauge rest KHZ CPUS SECONDS [marks]    nothing, then nothing but computing on each CPU
  *     gauge memory KHZ ROUNDS [apart]        a page between two processes, by shared memory and futex
  *     gauge socket KHZ ROUNDS [apart]        the same by a unix socket
  *
@@ -18,179 +19,9 @@
  *     = NAME NANOSECONDS...    samples, in any number of lines
  *     ? begin NAME, ? end NAME points to look at counters: goes on when there is a line on stdin
  *     ! up, ! end              the first and the last line
+ *
+ * Its parts are compiled as one file: common.c, floors.c, this one.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <limits.h>
-#include <linux/futex.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/reboot.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-#include <x86intrin.h>
-
-#define PAGE 4096
-/* Calls timed as one: the counter's own cost and the resolution of a sample do not matter then. */
-#define CALLS_A_BATCH 16
-/* Rounds before the first that is reported: caches, page tables and the host's memory are ready. */
-#define WARM_UP 2
-#define SAMPLES_A_LINE 64
-/* A node keeps a page for a moment after it got it; a page asked for is to be free of that. */
-#define SETTLE_US 3000
-
-static uint64_t khz;
-static const char *self;
-
-static void fail(const char *what)
-{
-	fprintf(stderr, "gauge: %s: %s\n", what, strerror(errno));
-	exit(2);
-}
-
-/* Time that covers all accesses before it, and none after it. */
-static inline uint64_t cycles(void)
-{
-	unsigned int cpu;
-	uint64_t now = __rdtscp(&cpu);
-
-	_mm_lfence();
-	return now;
-}
-
-static void pin(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set))
-		fail("sched_setaffinity");
-}
-
-static void *memory(size_t size, int flags)
-{
-	void *at = mmap(0, size, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
-
-	if (at == MAP_FAILED)
-		fail("mmap");
-	return at;
-}
-
-static void settle(void)
-{
-	uint64_t until = cycles() + SETTLE_US * khz / 1000;
-
-	while (cycles() < until)
-		;
-}
-
-/* Samples */
-
-struct samples {
-	const char *name;
-	uint64_t *cycles;
-	size_t count;
-};
-
-/* Resident from the start, so that noting a sample is no fault. */
-static struct samples samples(const char *name, size_t count_max)
-{
-	struct samples s = { name, memory(count_max * sizeof(uint64_t), MAP_PRIVATE), 0 };
-
-	memset(s.cycles, 1, count_max * sizeof(uint64_t));
-	return s;
-}
-
-static void note(struct samples *s, uint64_t cycles)
-{
-	s->cycles[s->count++] = cycles;
-}
-
-static void report(struct samples *s)
-{
-	for (size_t i = 0; i < s->count; i++) {
-		if (i % SAMPLES_A_LINE == 0)
-			printf("%s= %s", i ? "\n" : "", s->name);
-		printf(" %.1f", s->cycles[i] * 1e6 / khz);
-	}
-	printf("\n");
-}
-
-static void mark(const char *point, const char *name)
-{
-	printf("? %s %s\n", point, name);
-	fflush(stdout);
-	for (int c; (c = getchar()) != '\n';)
-		if (c == EOF)
-			exit(3);
-}
-
-/* Who answers in another process, and how it is told */
-
-struct other {
-	int to, from;
-	pid_t pid;
-};
-
-static void put(int fd, char byte)
-{
-	if (write(fd, &byte, 1) != 1)
-		fail("write");
-}
-
-static char get(int fd)
-{
-	char byte;
-	ssize_t n = read(fd, &byte, 1);
-
-	if (n < 0)
-		fail("read");
-	return n ? byte : 0;
-}
-
-/* 0 in the child, where `to` and `from` are its ends. */
-static pid_t fork_other(struct other *other)
-{
-	int there[2], back[2];
-
-	if (pipe(there) || pipe(back))
-		fail("pipe");
-	fflush(stdout);
-	other->pid = fork();
-	if (other->pid < 0)
-		fail("fork");
-	close(there[other->pid ? 0 : 1]);
-	close(back[other->pid ? 1 : 0]);
-	other->to = other->pid ? there[1] : back[1];
-	other->from = other->pid ? back[0] : there[0];
-	return other->pid;
-}
-
-static void end_other(struct other *other)
-{
-	int status;
-
-	close(other->to);
-	if (waitpid(other->pid, &status, 0) != other->pid || status)
-		fail("the other process");
-}
-
-static void ask(struct other *other, char what)
-{
-	put(other->to, what);
-	if (get(other->from) != what)
-		fail("the other process");
-}
-
 /* One node */
 
 static void calls(int batches)
@@ -402,118 +233,43 @@ static void execs(int rounds, int marks)
 	report(&s);
 }
 
-/* Floors: what is asked for, and the page that comes back */
-
-struct request {
-	char bytes[64];
-};
-
-struct exchange {
-	atomic_int turn;
-	struct request request;
-	char page[PAGE];
-};
-
-static void wait_turn(atomic_int *turn, int unwanted)
+/* What a guest does when its programs do nothing, or share nothing */
+static void rest(int cpus, int seconds, int marks)
 {
-	while (atomic_load(turn) == unwanted)
-		syscall(SYS_futex, turn, FUTEX_WAIT, unwanted, 0, 0, 0);
-}
+	pid_t pids[64];
 
-static void give_turn(atomic_int *turn, int whose)
-{
-	atomic_store(turn, whose);
-	syscall(SYS_futex, turn, FUTEX_WAKE, INT_MAX, 0, 0, 0);
-}
-
-static void all(int fd, char *bytes, size_t count)
-{
-	while (count) {
-		ssize_t n = read(fd, bytes, count);
-
-		if (n <= 0)
-			fail("read");
-		bytes += n;
-		count -= n;
-	}
-}
-
-static void floor_memory(int rounds, int apart)
-{
-	struct samples s = samples("memory", rounds);
-	struct exchange *exchange = memory(sizeof(*exchange), MAP_SHARED);
-	static char page[PAGE];
-	struct request request = { "request" };
-	int all_rounds = rounds + 16 * WARM_UP;
-	pid_t pid = fork();
-
-	if (pid < 0)
-		fail("fork");
-	if (apart)
-		pin(pid ? 0 : 1);
-	for (int i = 0; i < all_rounds; i++) {
-		uint64_t start = cycles();
-
-		if (pid == 0) {
-			wait_turn(&exchange->turn, 0);
-			request = exchange->request;
-			page[0] = (char)i;
-			memcpy(exchange->page, page, PAGE);
-			give_turn(&exchange->turn, 0);
-			continue;
+	if (cpus > 64)
+		fail("CPUS");
+	/* Where the guest's first process is, so that marks take few pages; it has only just booted. */
+	pin(0);
+	sleep(REST_SETTLE_S);
+	if (marks)
+		mark("begin", "idle");
+	sleep(seconds);
+	if (marks)
+		mark("end", "idle");
+	fflush(stdout);
+	for (int cpu = 0; cpu < cpus; cpu++) {
+		pids[cpu] = fork();
+		if (pids[cpu] < 0)
+			fail("fork");
+		if (pids[cpu] == 0) {
+			pin(cpu);
+			for (;;)
+				cycles();
 		}
-		exchange->request = request;
-		give_turn(&exchange->turn, 1);
-		wait_turn(&exchange->turn, 1);
-		memcpy(page, exchange->page, PAGE);
-		if (i >= all_rounds - rounds)
-			note(&s, cycles() - start);
 	}
-	if (pid == 0)
-		exit(0);
-	waitpid(pid, 0, 0);
-	report(&s);
-}
-
-static void floor_socket(int rounds, int apart)
-{
-	struct samples s = samples("socket", rounds);
-	static struct {
-		struct request header;
-		char page[PAGE];
-	} answer;
-	struct request request = { "request" };
-	int all_rounds = rounds + 16 * WARM_UP, pair[2];
-	pid_t pid;
-
-	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
-		fail("socketpair");
-	pid = fork();
-	if (pid < 0)
-		fail("fork");
-	close(pair[pid ? 1 : 0]);
-	if (apart)
-		pin(pid ? 0 : 1);
-	for (int i = 0; i < all_rounds; i++) {
-		uint64_t start = cycles();
-
-		if (pid == 0) {
-			all(pair[1], request.bytes, sizeof(request));
-			answer.page[0] = (char)i;
-			if (write(pair[1], &answer, sizeof(answer)) != sizeof(answer))
-				fail("write");
-			continue;
-		}
-		if (write(pair[0], &request, sizeof(request)) != sizeof(request))
-			fail("write");
-		all(pair[0], (char *)&answer, sizeof(answer));
-		if (i >= all_rounds - rounds)
-			note(&s, cycles() - start);
+	/* They have arrived, and balancing has seen that there is nothing to move. */
+	sleep(REST_SETTLE_S);
+	if (marks)
+		mark("begin", "busy");
+	sleep(seconds);
+	if (marks)
+		mark("end", "busy");
+	for (int cpu = 0; cpu < cpus; cpu++) {
+		kill(pids[cpu], SIGKILL);
+		waitpid(pids[cpu], 0, 0);
 	}
-	if (pid == 0)
-		exit(0);
-	waitpid(pid, 0, 0);
-	report(&s);
 }
 
 static uint64_t now_ns(void)
@@ -580,6 +336,8 @@ static int run(int argc, char **argv)
 		pipes(n[1], marks);
 	else if (is(what, "exec") && count == 2)
 		execs(n[1], marks);
+	else if (is(what, "rest") && count == 3)
+		rest(n[1], n[2], marks);
 	else if (is(what, "memory") && count == 2)
 		floor_memory(n[1], apart);
 	else if (is(what, "socket") && count == 2)

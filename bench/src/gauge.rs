@@ -1,4 +1,4 @@
-//! The other end of `programs/gauge.c`: runs it, reads its lines, answers its marks.
+//! The other end of the gauge (`programs/`): runs it, reads its lines, answers its marks.
 
 use crate::error::{Error, Result};
 use crate::interrupt;

@@ -1,7 +1,7 @@
 //! Benchmarks of Span, as ratios measured in one run: against upstream's kernel of the same version and
 //! configuration, and against what this machine takes to move a page between two processes.
 //!
-//! One small program, `programs/gauge.c`, does the work on every side and times it; this one runs both
+//! One small program, the gauge (`programs/`), does the work on every side and times it; this one runs both
 //! sides in turns, so that what else the machine does falls on both, and compares. `README.md` has what
 //! each figure means.
 //!
@@ -57,6 +57,8 @@ enum Group {
     Counts,
     /// System calls, processes and memory on one node
     Single,
+    /// Faults of three nodes that have nothing to do with each other
+    Rest,
 }
 
 impl Group {
@@ -66,6 +68,7 @@ impl Group {
             Self::Remote => measure::remote::measure(setting),
             Self::Counts => measure::counts::measure(setting),
             Self::Single => measure::single::measure(setting),
+            Self::Rest => measure::rest::measure(setting),
         }
     }
 }

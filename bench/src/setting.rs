@@ -14,6 +14,12 @@ pub(crate) const NODE_MEMORY_MIB: usize = 256;
 /// How long the host's time stamp counter is compared with its clock.
 const CALIBRATION_MS: &str = "200";
 
+const GAUGE: &str = concat!(
+    include_str!("../programs/common.c"),
+    include_str!("../programs/floors.c"),
+    include_str!("../programs/gauge.c"),
+);
+
 /// How much is done.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Effort {
@@ -34,6 +40,8 @@ pub(crate) struct Effort {
     /// ... and rounds between which faults are counted.
     pub(crate) pipes: u32,
     pub(crate) execs: u32,
+    /// Seconds for which a guest is left alone.
+    pub(crate) rest_s: u32,
 }
 
 impl Effort {
@@ -47,6 +55,7 @@ impl Effort {
         floor: 4000,
         pipes: 1000,
         execs: 100,
+        rest_s: 30,
     };
     pub(crate) const QUICK: Self = Self {
         repetitions: 2,
@@ -58,6 +67,7 @@ impl Effort {
         floor: 1000,
         pipes: 200,
         execs: 20,
+        rest_s: 10,
     };
 }
 
@@ -88,7 +98,7 @@ impl Setting {
             .ok_or_else(|| Error::Missing(span_tests::UPSTREAM_MISSING.into()))?;
         let world = World::new();
         let gauge = world
-            .compile("gauge", include_str!("../programs/gauge.c"))
+            .compile("gauge", GAUGE)
             .map_err(Error::Missing)?
             .display()
             .to_string();

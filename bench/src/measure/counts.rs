@@ -31,11 +31,14 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
 /// What is counted, in what, and where a node has it.
 type Counter = (&'static str, Unit, fn(&Node) -> u64);
 
+/// Faults that ask another node.
+pub(super) fn remote_faults(node: &Node) -> u64 {
+    node.faults.read + node.faults.write + node.faults.upgrade
+}
+
 /// Each is added over all nodes, and divided by the rounds of the program.
 const COUNTERS: [Counter; 3] = [
-    ("asking another node", Unit::Faults, |node| {
-        node.faults.read + node.faults.write + node.faults.upgrade
-    }),
+    ("asking another node", Unit::Faults, remote_faults),
     ("within a node", Unit::Faults, |node| node.faults.local),
     ("moved", Unit::Pages, |node| node.pages_in),
 ];
@@ -78,7 +81,7 @@ fn program(
 }
 
 /// How far a counter has come on all nodes together.
-fn difference(before: &Status, after: &Status, of: fn(&Node) -> u64) -> f64 {
+pub(super) fn difference(before: &Status, after: &Status, of: fn(&Node) -> u64) -> f64 {
     let sum = |status: &Status| status.nodes.iter().map(of).sum::<u64>();
     sum(after).saturating_sub(sum(before)) as f64
 }
