@@ -80,20 +80,29 @@ static void anonymous(int pages, int rounds)
 
 /* Several nodes */
 
+/* Nodes ask ahead where misses go through memory in order, and memory is handed out in the order in
+ * which it is first touched: pages are touched first in their order, then in another. */
+static size_t scattered(int i, int pages)
+{
+	return (size_t)i * SCATTER % pages * PAGE;
+}
+
 static void touch(volatile char *at, int pages, char how)
 {
 	for (int i = 0; i < pages; i++) {
+		volatile char *byte = at + scattered(i, pages);
+
 		if (how == 'w')
-			at[(size_t)i * PAGE]++;
+			(*byte)++;
 		else
-			(void)at[(size_t)i * PAGE];
+			(void)*byte;
 	}
 }
 
 static void timed_touch(volatile char *at, int pages, char how, struct samples *s)
 {
 	for (int i = 0; i < pages; i++) {
-		volatile char *byte = at + (size_t)i * PAGE;
+		volatile char *byte = at + scattered(i, pages);
 		uint64_t start = cycles();
 
 		if (how == 'w')
@@ -142,6 +151,7 @@ static void remote(int pages, int rounds)
 		exit(0);
 	}
 	pin(1);
+	memset(at, 1, size * ACCESSES);
 	for (int k = 0; k < ACCESSES; k++)
 		s[k] = samples(accesses[k].name, (size_t)pages * rounds);
 	for (int i = -WARM_UP; i < rounds; i++) {
