@@ -25,7 +25,8 @@
 /* Rounds before the first that is reported: caches, page tables and the host's memory are ready. */
 #define WARM_UP 2
 #define SAMPLES_A_LINE 64
-/* A step through pages, prime: page p + 1 comes more than a hundred steps before or after page p. */
+/* A step through pages, prime: of 256 or 512, page p + 1 comes more than a hundred steps before or after
+ * page p. */
 #define SCATTER 113
 /* A node keeps a page for a moment after it got it; a page asked for is to be free of that. */
 #define SETTLE_US 3000
