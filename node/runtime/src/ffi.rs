@@ -109,7 +109,7 @@ pub extern "C" fn node_cpu_run(cpu: c_int) {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn node_send_ipi(cpu: c_int, vector: c_int) -> c_int {
-    ipi::post(cpu, vector)
+    ipi::send(cpu, vector)
 }
 
 /// Context: any; what it passes to the host lies in this library.

@@ -1,42 +1,24 @@
 //! Inter-processor interrupts.
 //!
-//! A vCPU thread posts an interrupt and goes on; the pager sends it to the node of the target, whose
-//! pager queues the signal to the vCPU's thread. Interrupts of one kind to one CPU that have not been
-//! sent yet are one, as on hardware: their handlers look for work, they do not count.
-//!
-//! [`post`]'s context: signal.
+//! A vCPU thread has the pager send an interrupt to the node of the target, whose pager queues the signal to
+//! that vCPU's thread.
 
-use crate::slots;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use crate::{local_stack, pager};
 
 /// The kernel's vectors (`UML_IPI_*`) are below this.
-const VECTORS: u32 = 32;
+const VECTORS: i32 = 32;
 
-static POSTED: [AtomicU32; span_api::CPUS_MAX] = [const { AtomicU32::new(0) }; span_api::CPUS_MAX];
-static TARGETS: AtomicU64 = AtomicU64::new(0);
-
-/// Posts an interrupt; 0, or `-EINVAL` for a CPU or vector that does not exist.
-pub(crate) fn post(cpu: i32, vector: i32) -> i32 {
-    let (Some(posted), 0..=31) = (POSTED.get(cpu as usize), vector) else {
-        return -libc::EINVAL;
-    };
-    posted.fetch_or(1 << vector, AcqRel);
-    TARGETS.fetch_or(1 << cpu, AcqRel);
-    slots::wake_pager();
-    0
-}
-
-/// Takes what has been posted since the last call.
-pub(crate) fn take(mut send: impl FnMut(u16, u32)) {
-    let mut targets = TARGETS.swap(0, AcqRel);
-    while targets != 0 {
-        let cpu = targets.trailing_zeros();
-        targets &= targets - 1;
-        let vectors = POSTED[cpu as usize].swap(0, AcqRel);
-        for vector in (0..VECTORS).filter(|vector| vectors & (1 << vector) != 0) {
-            send(cpu as u16, vector);
-        }
+/// Sends an interrupt; 0, or `-EINVAL` for a CPU or vector that does not exist. Context: any.
+pub(crate) fn send(cpu: i32, vector: i32) -> i32 {
+    extern "C" fn interrupt(cpu: u64, vector: u64, _: u64, _: u64) -> u64 {
+        pager::interrupt(cpu as u16, vector as u32);
+        0
     }
+    if !(0..span_api::CPUS_MAX as i32).contains(&cpu) || !(0..VECTORS).contains(&vector) {
+        return -libc::EINVAL;
+    }
+    local_stack::call(interrupt, cpu as u64, vector as u64, 0, 0);
+    0
 }
 
 /// `siginfo_t` as `rt_tgsigqueueinfo` wants it for a signal with a value.

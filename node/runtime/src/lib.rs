@@ -6,7 +6,7 @@
 //!
 //! **Mechanism.** The kernel (User-Mode Linux) is linked against this library and calls it through the
 //! functions in [`ffi`]. A page that is not here faults; the fault is handled below the kernel by
-//! asking the pager, a thread of this library, which runs the protocol of the crate `dsm` over QUIC.
+//! asking the pager, which runs the protocol of the crate `dsm` over QUIC.
 //! DESIGN.md beside this crate has the thread map, the signal table, the lock order and the address
 //! map.
 //!
@@ -31,6 +31,7 @@ mod local_stack;
 mod pager;
 mod profile;
 mod slots;
+mod spin;
 mod start;
 mod stub;
 mod view;

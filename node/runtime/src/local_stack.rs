@@ -11,7 +11,9 @@
 use std::arch::asm;
 use std::cell::Cell;
 
-const STACK_BYTES: usize = 128 * 1024;
+type Function = extern "C" fn(u64, u64, u64, u64) -> u64;
+
+const STACK_BYTES: usize = 256 * 1024;
 
 /// All signals but SIGSEGV and SIGBUS: without these the next missing page would end the process.
 static ALL_BUT_FAULTS: u64 = !((1 << (libc::SIGSEGV - 1)) | (1 << (libc::SIGBUS - 1)));
@@ -52,18 +54,26 @@ fn set_mask(mask: *const u64, old: *mut u64) {
 }
 
 /// Calls `f` with four words on the thread's own stack, signals blocked.
-pub(crate) fn call(
-    f: extern "C" fn(u64, u64, u64, u64) -> u64,
-    a: u64,
-    b: u64,
-    c: u64,
-    d: u64,
-) -> u64 {
+pub(crate) fn call(f: Function, a: u64, b: u64, c: u64, d: u64) -> u64 {
     if ACTIVE.get() {
         return f(a, b, c, d);
     }
-    let top = stack_top();
     set_mask(&ALL_BUT_FAULTS, OLD_MASK.with(Cell::as_ptr));
+    let result = switch(f, a, b, c, d);
+    set_mask(OLD_MASK.with(Cell::as_ptr), std::ptr::null_mut());
+    result
+}
+
+/// The same where signals are blocked already: a signal stack is too small for some.
+pub(crate) fn call_in_handler(f: Function, a: u64, b: u64, c: u64, d: u64) -> u64 {
+    if ACTIVE.get() {
+        return f(a, b, c, d);
+    }
+    switch(f, a, b, c, d)
+}
+
+fn switch(f: Function, a: u64, b: u64, c: u64, d: u64) -> u64 {
+    let top = stack_top();
     ACTIVE.set(true);
     let result: u64;
     // SAFETY: `top` is the end of a mapping of STACK_BYTES that only this thread uses, and only
@@ -87,6 +97,5 @@ pub(crate) fn call(
         );
     }
     ACTIVE.set(false);
-    set_mask(OLD_MASK.with(Cell::as_ptr), std::ptr::null_mut());
     result
 }

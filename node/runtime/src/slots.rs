@@ -1,16 +1,18 @@
 //! How a vCPU thread asks the pager for something and waits for it.
 //!
-//! Each thread that ever faults or makes a request owns one slot of a static array, so that a
-//! request needs no allocation and no lock: it is written to the slot, the slot's bit is set in
-//! [`READY`], and the pager woken through an eventfd. The thread sleeps on the slot's futex.
+//! Each thread that ever faults or makes a request owns one slot of a static array: what it asks for, the
+//! answer, and how it waits. The thread itself takes the request to the pager ([`pager::ask`]), on a stack of
+//! this process's own with all signals but the faults' blocked, and then sleeps on the slot's futex or reads
+//! the network.
 //!
 //! The pager never waits for a vCPU thread, so whatever locks of the kernel's the thread holds, it
 //! is woken.
 //!
-//! Context: signal, or `local_stack`. No allocation, no lock, no panic.
+//! Context: signal, or `local_stack`.
 
-use crate::{clock, local_stack};
+use crate::{clock, local_stack, pager, spin};
 use std::cell::Cell;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
 
 /// Threads of a guest process that may touch guest memory: vCPUs and the kernel's helper threads.
@@ -29,7 +31,7 @@ pub(crate) enum Op {
     VmDrop,
     /// cpu, signal mask: create a vCPU's thread on its node
     StartCpu,
-    /// cpu, thread id: this thread is that vCPU
+    /// cpu, thread id, where its per-CPU variables are: this thread is that vCPU
     CpuStarted,
     /// cpu: until `CpuRun` for it
     CpuWait,
@@ -56,9 +58,24 @@ const OPS: [Op; 10] = [
     Op::HostCall,
 ];
 
+impl Op {
+    /// The thread that asks may read the network until it is answered. Else others would wait for
+    /// pages as long as it waits for something that need not come soon.
+    pub(crate) fn is_answered_soon(self) -> bool {
+        !matches!(self, Op::CpuWait | Op::HostCall)
+    }
+}
+
+/// The thread has asked for nothing.
 const IDLE: u32 = 0;
-const WAITING: u32 = 1;
-const DONE: u32 = 2;
+/// It asks, or reads what has come: it has the pager's lock, and sees the answer without being woken.
+const ASKING: u32 = 1;
+/// It sleeps on the slot's futex.
+const SLEEPING: u32 = 2;
+/// It waits for the network.
+const POLLING: u32 = 3;
+/// It is answered.
+const DONE: u32 = 4;
 
 #[derive(Debug)]
 struct Slot {
@@ -81,23 +98,23 @@ static SLOT: [Slot; SLOTS] = [const {
 }; SLOTS];
 
 static TAKEN: AtomicU32 = AtomicU32::new(0);
-static READY: [AtomicU64; SLOTS / 64] = [const { AtomicU64::new(0) }; SLOTS / 64];
-static WAKE_FD: AtomicI32 = AtomicI32::new(-1);
+
+/// Wakes the thread that waits for the network; there is one at a time.
+static POLL_WAKE: AtomicI32 = AtomicI32::new(-1);
 
 thread_local! {
     static MINE: Cell<u32> = const { Cell::new(u32::MAX) };
 }
 
-/// The eventfd that wakes the pager; set before there is a request.
-pub(crate) fn set_wake_fd(fd: i32) {
-    WAKE_FD.store(fd, Release);
-}
-
-/// Context: signal.
-pub(crate) fn wake_pager() {
-    static ONE: u64 = 1;
-    // SAFETY: writes eight bytes from a static to a descriptor that lives as long as the process.
-    unsafe { libc::write(WAKE_FD.load(Acquire), (&raw const ONE).cast(), 8) };
+/// Sets up what [`poll`] needs; before there is a request.
+pub(crate) fn set_up() -> std::io::Result<()> {
+    // SAFETY: a new descriptor, which lives as long as the process.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    POLL_WAKE.store(fd, Release);
+    Ok(())
 }
 
 /// The calling thread's slot.
@@ -113,28 +130,15 @@ pub(crate) fn mine() -> usize {
     index as usize
 }
 
-extern "C" fn publish_and_wait(op: u64, a: u64, b: u64, c: u64) -> u64 {
+extern "C" fn ask_and_wait(op: u64, a: u64, b: u64, c: u64) -> u64 {
     let index = mine();
     let slot = &SLOT[index];
     slot.op.store(op as u32, Relaxed);
     slot.args[0].store(a, Relaxed);
     slot.args[1].store(b, Relaxed);
     slot.args[2].store(c, Relaxed);
-    slot.state.store(WAITING, Relaxed);
-    READY[index / 64].fetch_or(1 << (index % 64), AcqRel);
-    wake_pager();
-    while slot.state.load(Acquire) == WAITING {
-        // SAFETY: waits on a word of a static.
-        unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                slot.state.as_ptr(),
-                libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-                WAITING,
-                std::ptr::null::<libc::timespec>(),
-            )
-        };
-    }
+    slot.state.store(ASKING, Relaxed);
+    pager::ask(index as u32);
     slot.resumed_ns.store(clock::host_ns(), Relaxed);
     // Release: whoever sees the thread running sees since when.
     slot.state.store(IDLE, Release);
@@ -143,12 +147,12 @@ extern "C" fn publish_and_wait(op: u64, a: u64, b: u64, c: u64) -> u64 {
 
 /// Asks the pager and waits for the answer. Context: any thread, also in a signal handler.
 pub(crate) fn request(op: Op, a: u64, b: u64, c: u64) -> u64 {
-    local_stack::call(publish_and_wait, op as u64, a, b, c)
+    local_stack::call(ask_and_wait, op as u64, a, b, c)
 }
 
-/// The same from the fault handler, which has a stack of this process's and all signals blocked.
+/// The same from the fault handler, which has all signals blocked.
 pub(crate) fn request_in_handler(op: Op, a: u64, b: u64, c: u64) -> u64 {
-    publish_and_wait(op as u64, a, b, c)
+    local_stack::call_in_handler(ask_and_wait, op as u64, a, b, c)
 }
 
 /// As [`request`], with a fourth argument.
@@ -167,37 +171,101 @@ pub(crate) struct Request {
     pub args: [u64; 4],
 }
 
-/// Takes the requests that have come in since the last call.
-pub(crate) fn take(into: &mut Vec<Request>) {
-    for (word, ready) in READY.iter().enumerate() {
-        let mut bits = ready.swap(0, AcqRel);
-        while bits != 0 {
-            let index = word * 64 + bits.trailing_zeros() as usize;
-            bits &= bits - 1;
-            let slot = &SLOT[index];
-            into.push(Request {
-                slot: index as u32,
-                op: OPS[slot.op.load(Relaxed) as usize],
-                args: std::array::from_fn(|i| slot.args[i].load(Relaxed)),
-            });
-        }
+/// What the slot asks for.
+pub(crate) fn request_in(slot: u32) -> Request {
+    let from = &SLOT[slot as usize];
+    Request {
+        slot,
+        op: OPS[from.op.load(Relaxed) as usize],
+        args: std::array::from_fn(|i| from.args[i].load(Relaxed)),
     }
 }
 
-/// Answers a request. Called by the pager only.
+// How the slot's thread waits. It says so while it has the pager's lock, under which it is answered as well.
+
+pub(crate) fn will_sleep(slot: u32) {
+    SLOT[slot as usize].state.store(SLEEPING, Relaxed);
+}
+
+pub(crate) fn will_poll(slot: u32) {
+    SLOT[slot as usize].state.store(POLLING, Relaxed);
+}
+
+/// The thread is back from [`poll`].
+pub(crate) fn is_awake(slot: u32) {
+    let state = &SLOT[slot as usize].state;
+    // Not if it was answered meanwhile.
+    let _ = state.compare_exchange(POLLING, ASKING, Relaxed, Relaxed);
+}
+
+pub(crate) fn is_answered(slot: u32) -> bool {
+    SLOT[slot as usize].state.load(Acquire) == DONE
+}
+
+/// Waits for the answer, without the pager's lock.
+pub(crate) fn sleep(slot: u32) {
+    let state = &SLOT[slot as usize].state;
+    while state.load(Acquire) == SLEEPING {
+        // SAFETY: waits on a word of a static.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                state.as_ptr(),
+                libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+                SLEEPING,
+                std::ptr::null::<libc::timespec>(),
+            )
+        };
+    }
+}
+
+/// How long a thread looks for its answer before it sleeps: pages come sooner as a rule.
+const SPIN_NS: u64 = 200_000;
+
+/// Waits until the socket has something, or the thread is answered, without the pager's lock.
+pub(crate) fn poll(socket: RawFd) {
+    let wake = POLL_WAKE.load(Acquire);
+    let readable = |fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut fds = [readable(socket), readable(wake)];
+    let mut poll = |timeout| {
+        // SAFETY: passes locals.
+        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as _, timeout) }
+    };
+    if !spin::until(SPIN_NS, || poll(0) > 0) {
+        poll(-1);
+    }
+    if fds[1].revents != 0 {
+        let mut count = 0u64;
+        // SAFETY: reads eight bytes into a local.
+        unsafe { libc::read(wake, (&raw mut count).cast(), size_of_val(&count)) };
+    }
+}
+
+/// Answers a request. Only with the pager's lock.
 pub(crate) fn complete(slot: u32, result: u64) {
+    static ONE: u64 = 1;
     let slot = &SLOT[slot as usize];
     slot.result.store(result, Relaxed);
-    slot.state.store(DONE, Release);
-    // SAFETY: wakes waiters on a word of a static.
-    unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            slot.state.as_ptr(),
-            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-            1,
-        )
-    };
+    match slot.state.swap(DONE, AcqRel) {
+        // SAFETY: wakes waiters on a word of a static.
+        SLEEPING => unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                slot.state.as_ptr(),
+                libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+                1,
+            );
+        },
+        // SAFETY: writes eight bytes from a static to a descriptor that lives as long as the process.
+        POLLING => unsafe {
+            libc::write(POLL_WAKE.load(Acquire), (&raw const ONE).cast(), 8);
+        },
+        _ => {}
+    }
 }
 
 /// Since when the thread has been running after its last answer; `None` if it has not run yet.

@@ -1,9 +1,9 @@
 //! From the start of the process to the start of the kernel.
 
 use crate::image::NodeImage;
-use crate::pager::{self, Inbox, Meeting, Remote};
+use crate::pager::{self, Meeting, Remote};
 use crate::view::View;
-use crate::{clock, control, host, hostcall, image, stub};
+use crate::{clock, control, host, hostcall, image, slots, stub};
 use span_api::guest::{FromGuest, Setup};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, Ordering::Relaxed};
 use std::sync::{Mutex, mpsc};
@@ -111,18 +111,20 @@ pub(crate) fn map(image: NodeImage) {
         control::fail(&format!("memory for stub processes: {error}"));
     }
 
-    let inbox = Inbox::default();
+    if let Err(error) = slots::set_up() {
+        control::fail(&format!("an event descriptor: {error}"));
+    }
     let (bound_sender, bound) = mpsc::channel();
-    let (peers, peers_receiver) = tokio::sync::oneshot::channel();
+    let (peers, peers_receiver) = mpsc::channel();
     let (connected_sender, connected) = mpsc::channel();
     let meeting = Meeting {
         bound: bound_sender,
         peers: peers_receiver,
         connected: connected_sender,
     };
-    let (nodes, pager_inbox) = (setup.nodes.len(), inbox.clone());
+    let nodes = setup.nodes.len();
     crate::thread("span-pager", move || {
-        pager::run(setup, image, view, pager_inbox, meeting)
+        pager::run(setup, image, view, meeting)
     });
 
     let Ok(port) = bound.recv() else {
@@ -135,7 +137,7 @@ pub(crate) fn map(image: NodeImage) {
     };
     control::send(&FromGuest::Connected);
     control::receive_start();
-    control::serve(move |question| inbox.post(Remote::Asked(question)));
+    control::serve(|question| pager::tell(Remote::Asked(question)));
     hostcall::set_paths_local(false);
 }
 

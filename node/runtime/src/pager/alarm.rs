@@ -1,7 +1,6 @@
 //! The timer of the pager's loop.
 
 use crate::clock;
-use std::cell::Cell;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Shortest wait of the timer; zero would disarm it.
@@ -11,30 +10,29 @@ const TIMER_NS_MIN: u64 = 1_000;
 pub(super) struct Alarm {
     timer: OwnedFd,
     /// When it will go off, 0 if it is not set.
-    at_ns: Cell<u64>,
+    at_ns: u64,
 }
 
 impl Alarm {
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
             timer: timerfd()?,
-            at_ns: Cell::new(0),
+            at_ns: 0,
         })
     }
 
     /// Goes off at `next`, or sooner if it was set to already: most deadlines are over, or have been
     /// put off, before they are reached, and setting it costs a system call.
-    pub(super) fn set(&self, next: Option<u64>) {
+    pub(super) fn set(&mut self, next: Option<u64>) {
         let Some(at_ns) = next else { return };
-        let armed = self.at_ns.get();
-        if armed == 0 || at_ns < armed {
-            self.at_ns.set(at_ns);
+        if self.at_ns == 0 || at_ns < self.at_ns {
+            self.at_ns = at_ns;
             arm(&self.timer, at_ns.saturating_sub(clock::host_ns()));
         }
     }
 
-    pub(super) fn has_gone_off(&self) {
-        self.at_ns.set(0);
+    pub(super) fn has_gone_off(&mut self) {
+        self.at_ns = 0;
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a node counts, and how long its faults wait. All of it happens on the pager's thread, so that
+//! What a node counts, and how long its faults wait. All of it happens under the pager's lock, so that
 //! counting costs an addition.
 
 use super::Pager;
@@ -87,7 +87,7 @@ impl Faults {
 impl Pager {
     pub(super) fn report_stats(&mut self) {
         let engine = self.engine.counters();
-        let lost: u64 = self.peers.iter().map(|peer| peer.datagrams_lost()).sum();
+        let lost = self.net.datagrams_lost();
         let stats = &mut self.stats;
         stats.resident_pages = self.pages_held;
         stats.stub_kicks = stub::KICKS.load(Relaxed);

@@ -1,38 +1,39 @@
-//! The pager: the one thread of a node that runs the coherence engine and the network.
+//! The pager: the coherence engine and the network of a node, behind one lock.
 //!
-//! Everything that must not wait for a vCPU happens here, and nothing here waits for one: faults and
-//! requests arrive through `slots`, messages through QUIC, and what might block (stopping a stub,
-//! creating a thread, a host call) is handed to other threads of the runtime, which answer through
-//! [`Remote`]. All signals are blocked, and no guest address is dereferenced.
+//! Whoever has something for it takes the lock, says it, and sends what follows from it: a vCPU thread that
+//! faults, a thread of the runtime that has done some work. Whoever waits for an answer from the network
+//! reads the network itself, if nobody does yet ([`ask`]); else the pager's own thread does ([`run`]), which
+//! has the timers, too ([`drive`]). So a fault costs a switch of context here and one at the other node.
+//!
+//! Nothing here waits for a vCPU: what might block (stopping a stub, creating a thread, a host call) is
+//! handed to other threads, which answer by [`tell`]. Whoever has the lock has all signals but the faults'
+//! blocked, is on a stack of this process's own, and dereferences no guest address.
 
 mod alarm;
 mod counters;
 mod delay;
-pub(crate) mod peers;
+mod drive;
+mod net;
 mod readahead;
 mod recorder;
 mod requests;
 pub(crate) mod wire;
 
+pub(crate) use drive::{Meeting, ask, interrupt, run, tell};
+
 use crate::image::{NodeImage, PAGE_BYTES};
 use crate::view::{Protection, View};
 use crate::{clock, control, slots, stub};
-use alarm::Alarm;
 use bytes::Bytes;
 use counters::Faults;
+use drive::Watch;
 use dsm::{Body, Config, Effect, Engine, Initial, NodeId, PageId, State};
-use peers::Peer;
+use net::{Net, NetError, News};
 use readahead::Readahead;
 use recorder::Recorder;
 use span_api::guest::{FromGuest, Setup, Stats};
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::rc::Rc;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
-use tokio::io::unix::AsyncFd;
 use wire::Frame;
 
 /// A granted page stays this long after the faulting thread runs again: one instruction's time,
@@ -48,9 +49,8 @@ const NOBODY: u32 = u32::MAX;
 /// How often to look whether a thread that was granted a page has resumed, while others wait for it.
 const RESUME_POLL_NS: u64 = 50_000;
 
-/// The host gives the pager this much of a processor at a time. It never needs more, and who asks
-/// for little runs before those who want to compute: else a fault waits for their turns to end.
-const SLICE_NS: u64 = 100_000;
+/// How often the first node's clock is asked for.
+const CLOCK_EVERY_NS: u64 = 1_000_000_000;
 
 /// What other threads of the runtime tell the pager.
 #[derive(Debug)]
@@ -70,54 +70,17 @@ pub(crate) enum Asker {
     Peer { node: u16, ticket: u64 },
 }
 
-/// The way back to the pager for other threads.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Inbox(Arc<Mutex<Vec<Remote>>>);
-
-impl Inbox {
-    pub(crate) fn post(&self, message: Remote) {
-        self.0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .push(message);
-        slots::wake_pager();
-    }
-
-    fn take(&self) -> Vec<Remote> {
-        std::mem::take(
-            &mut self
-                .0
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner()),
-        )
-    }
-}
-
-/// What the tasks on the pager's thread share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) me: u16,
-    pub(crate) nodes: usize,
-    pub(crate) clock_differs: Cell<bool>,
-    alarm: Rc<Alarm>,
-    peers: Vec<Peer>,
-    pager: RefCell<Pager>,
-}
-
-impl Shared {
-    pub(crate) fn peer(&self, node: u16) -> Peer {
-        self.peers[usize::from(node)].clone()
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct Pager {
     me: u16,
+    nodes: u16,
     image: NodeImage,
     engine: Engine<Bytes>,
     view: View,
-    peers: Vec<Peer>,
-    inbox: Inbox,
+    net: Net,
+    watch: Watch,
+    /// When the first node's clock is asked for next, where that is another host's.
+    clock_due_ns: Option<u64>,
     /// Node of each CPU.
     placement: Vec<u16>,
     /// Host thread of each CPU of this node.
@@ -198,134 +161,6 @@ enum Work {
     },
 }
 
-fn eventfd() -> std::io::Result<OwnedFd> {
-    // SAFETY: a new descriptor, owned by the result.
-    unsafe {
-        let fd = libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-        if fd < 0 {
-            Err(std::io::Error::last_os_error())
-        } else {
-            Ok(OwnedFd::from_raw_fd(fd))
-        }
-    }
-}
-
-/// Watched for edges: each write, and each time the timer goes off, is an event of its own, so that
-/// nothing need be read from it.
-fn watch<T: AsRawFd>(fd: T) -> std::io::Result<AsyncFd<T>> {
-    // SAFETY: the descriptor is owned by the result, and nobody closes it before.
-    unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
-}
-
-/// What the main thread and the pager tell each other while the guest comes up.
-#[derive(Debug)]
-pub(crate) struct Meeting {
-    pub(crate) bound: mpsc::Sender<u16>,
-    pub(crate) peers: tokio::sync::oneshot::Receiver<Vec<SocketAddr>>,
-    pub(crate) connected: mpsc::Sender<()>,
-}
-
-/// The pager's thread.
-pub(crate) fn run(setup: Setup, image: NodeImage, view: View, inbox: Inbox, meeting: Meeting) {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => control::fail(&format!("no event loop: {error}")),
-    };
-    let local = tokio::task::LocalSet::new();
-    let result: Result<(), peers::PeerError> = local.block_on(&runtime, async {
-        let wake = watch(eventfd()?)?;
-        slots::set_wake_fd(wake.get_ref().as_raw_fd());
-        let shared = Rc::new(Shared::new(&setup, image, view, inbox)?);
-        let timer = watch(shared.alarm.clone())?;
-        ask_for_short_slices();
-        let endpoint = peers::bind(&setup)?;
-        let _ = meeting.bound.send(endpoint.local_addr()?.port());
-        let Ok(addresses) = meeting.peers.await else {
-            return Ok(());
-        };
-        peers::connect_all(&shared, &endpoint, &addresses).await?;
-        let _ = meeting.connected.send(());
-        tokio::task::spawn_local(peers::refuse_more(endpoint));
-        if shared.clock_differs.get() {
-            tokio::task::spawn_local(discipline_clock(shared.clone()));
-        }
-
-        let mut requests = Vec::new();
-        loop {
-            let next = shared.pager.borrow_mut().turn(&mut requests);
-            shared.alarm.set(next);
-            tokio::select! {
-                ready = wake.readable() => ready?.clear_ready(),
-                ready = timer.readable() => {
-                    ready?.clear_ready();
-                    shared.alarm.has_gone_off();
-                }
-            }
-        }
-    });
-    if let Err(error) = result {
-        control::fail(&format!("node-to-node network: {error}"));
-    }
-}
-
-/// Where the host cannot do it, faults wait a little longer on a busy host.
-fn ask_for_short_slices() {
-    /// `struct sched_attr` in its first version.
-    #[repr(C)]
-    #[derive(Default)]
-    struct SchedAttr {
-        size: u32,
-        policy: u32,
-        flags: u64,
-        nice: i32,
-        priority: u32,
-        runtime: u64,
-        deadline: u64,
-        period: u64,
-    }
-    let attributes = SchedAttr {
-        size: size_of::<SchedAttr>() as u32,
-        policy: libc::SCHED_OTHER as u32,
-        // SAFETY: no pointers.
-        nice: unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) },
-        runtime: SLICE_NS,
-        ..SchedAttr::default()
-    };
-    // SAFETY: passes a local.
-    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-}
-
-async fn discipline_clock(shared: Rc<Shared>) {
-    let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
-    loop {
-        tick.tick().await;
-        let mut pager = shared.pager.borrow_mut();
-        let ticket = pager.ticket(Ticket::Clock {
-            sent_ns: clock::host_ns(),
-        });
-        pager.send(0, Frame::ClockPing { ticket });
-    }
-}
-
-impl Shared {
-    fn new(setup: &Setup, image: NodeImage, view: View, inbox: Inbox) -> std::io::Result<Shared> {
-        let nodes = setup.nodes.len();
-        let peers: Vec<Peer> = setup.links.iter().map(Peer::new).collect();
-        let pager = Pager::new(setup, image, view, inbox, peers.clone());
-        Ok(Shared {
-            me: setup.node,
-            nodes,
-            clock_differs: Cell::new(false),
-            alarm: Rc::new(Alarm::new()?),
-            peers,
-            pager: RefCell::new(pager),
-        })
-    }
-}
-
 /// Each node is home of its part of memory; the first also of the image, which lies before.
 fn homes(setup: &Setup) -> Vec<(PageId, NodeId)> {
     let mut first = 0;
@@ -340,7 +175,7 @@ fn homes(setup: &Setup) -> Vec<(PageId, NodeId)> {
 }
 
 impl Pager {
-    fn new(setup: &Setup, image: NodeImage, view: View, inbox: Inbox, peers: Vec<Peer>) -> Pager {
+    fn new(setup: &Setup, image: NodeImage, view: View) -> Result<Pager, NetError> {
         let me = setup.node;
         let memory_pages = (image.memory_size / PAGE_BYTES) as u32;
         let mut config = Config::new(NodeId(me), setup.nodes.len() as u16, memory_pages);
@@ -360,12 +195,16 @@ impl Pager {
         for (node, spec) in setup.nodes.iter().enumerate() {
             placement.extend(spec.cpus.iter().map(|_| node as u16));
         }
-        Pager {
+        let net = Net::bind(setup)?;
+        Ok(Pager {
             me,
+            nodes: setup.nodes.len() as u16,
             image,
             engine,
             view,
-            peers,
+            watch: Watch::new(&net)?,
+            net,
+            clock_due_ns: None,
             placement,
             threads: HashMap::new(),
             cpu_waiting: HashMap::new(),
@@ -382,34 +221,39 @@ impl Pager {
             faults: Faults::default(),
             recorder: Recorder::default(),
             cpu_of_slot: HashMap::new(),
-            kicker: requests::start_kicker(inbox.clone()),
-            workers: requests::start_workers(inbox.clone(), image),
-            inbox,
+            kicker: requests::start_kicker(),
+            workers: requests::start_workers(image),
             stats: Stats::default(),
             pages_held: if me == 0 { u64::from(memory_pages) } else { 0 },
             lost: false,
-        }
+        })
     }
 
-    /// Does what has come in; the time at which there is something to do again.
-    fn turn(&mut self, requests: &mut Vec<slots::Request>) -> Option<u64> {
-        self.deliver_ipis();
-        // First: a thread that asks again has been running.
-        self.notice_resumed();
-        slots::take(requests);
-        for request in requests.drain(..) {
-            self.handle_request(request);
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Frame { from, received } => {
+                clock::not_before(received.clock_ns);
+                self.stats.bytes_received += received.bytes as u64;
+                if let Err(reason) = self.handle(from, received.frame) {
+                    self.net.drop_peer(from);
+                    self.peer_lost(from, reason);
+                }
+                // Threads that were granted a page by it may ask again before all is heard.
+                self.drain_effects();
+            }
+            News::Lost { node, reason } => self.peer_lost(node, reason),
         }
-        for message in self.inbox.take() {
-            self.handle_remote(message);
-        }
-        self.next()
     }
 
     /// Does what is due; the time at which there is something to do again.
-    fn next(&mut self) -> Option<u64> {
+    fn do_what_is_due(&mut self) -> Option<u64> {
         let now = clock::host_ns();
         self.do_put_off(now);
+        if self.clock_due_ns.is_some_and(|at| at <= now) {
+            self.clock_due_ns = Some(now + CLOCK_EVERY_NS);
+            let ticket = self.ticket(Ticket::Clock { sent_ns: now });
+            self.send(0, Frame::ClockPing { ticket });
+        }
         if self.engine.poll_timeout().is_some_and(|at| at <= now) {
             self.engine.handle_timeout(now);
         }
@@ -421,41 +265,24 @@ impl Pager {
         if waiting.is_some() && !self.granted.is_empty() {
             earlier(now + RESUME_POLL_NS);
         }
+        if let Some(at) = self.clock_due_ns {
+            earlier(at);
+        }
         if let Some(at) = self.put_off.iter().map(|(_, _, until)| *until).min() {
             earlier(at);
         }
         next
     }
 
-    pub(crate) fn handle_frame(
-        shared: &Shared,
-        from: u16,
-        frame: Frame,
-        bytes: usize,
-    ) -> Result<(), String> {
-        let mut pager = shared.pager.borrow_mut();
-        pager.stats.bytes_received += bytes as u64;
-        pager.handle(from, frame)?;
-        pager.notice_resumed();
-        shared.alarm.set(pager.next());
-        Ok(())
-    }
-
-    pub(crate) fn peer_lost(shared: &Shared, node: u16, reason: String) {
-        let mut pager = shared.pager.borrow_mut();
-        if !std::mem::replace(&mut pager.lost, true) {
-            pager.engine.node_lost(NodeId(node));
+    fn peer_lost(&mut self, node: u16, reason: String) {
+        if !std::mem::replace(&mut self.lost, true) {
+            self.engine.node_lost(NodeId(node));
             control::send(&FromGuest::PeerLost { node, reason });
         }
     }
 
-    pub(crate) fn send(&mut self, node: u16, frame: Frame) {
-        let peer = &self.peers[usize::from(node)];
-        let outbox = match frame {
-            Frame::HostCall { .. } | Frame::HostReply { .. } => &peer.calls,
-            _ => &peer.pages,
-        };
-        self.stats.bytes_sent += outbox.push(frame);
+    fn send(&mut self, node: u16, frame: Frame) {
+        self.stats.bytes_sent += self.net.send(node, frame);
     }
 
     fn ticket(&mut self, waits: Ticket) -> u64 {

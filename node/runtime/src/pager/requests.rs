@@ -2,7 +2,7 @@
 
 use super::counters::{self, Touch};
 use super::{
-    Asker, Inbox, KickJob, KickThen, NOBODY, Pager, Remote, Ticket, Work, wire::Frame,
+    Asker, KickJob, KickThen, NOBODY, Pager, Remote, Ticket, Work, wire::Frame,
     wire::PAYLOAD_BYTES_MAX,
 };
 use crate::control::Question;
@@ -20,14 +20,14 @@ use std::sync::{Arc, Mutex};
 const WORKERS: usize = 8;
 
 /// Waits for stubs to stop. One thread is enough: they have all been told to by then.
-pub(super) fn start_kicker(inbox: Inbox) -> mpsc::Sender<KickJob> {
+pub(super) fn start_kicker() -> mpsc::Sender<KickJob> {
     let (sender, jobs) = mpsc::channel::<KickJob>();
     crate::thread("span-kicker", move || {
         for job in jobs {
             for kick in job.kicks {
                 kick.wait();
             }
-            inbox.post(match job.then {
+            super::tell(match job.then {
                 KickThen::Released(page) => Remote::Released(page),
                 KickThen::Answer(asker) => Remote::Answer(asker, 1),
             });
@@ -36,11 +36,11 @@ pub(super) fn start_kicker(inbox: Inbox) -> mpsc::Sender<KickJob> {
     sender
 }
 
-pub(super) fn start_workers(inbox: Inbox, image: NodeImage) -> mpsc::Sender<Work> {
+pub(super) fn start_workers(image: NodeImage) -> mpsc::Sender<Work> {
     let (sender, work) = mpsc::channel::<Work>();
     let work = Arc::new(Mutex::new(work));
     for _ in 0..WORKERS {
-        let (work, inbox) = (work.clone(), inbox.clone());
+        let work = work.clone();
         crate::thread("span-worker", move || {
             loop {
                 let Ok(next) = work.lock().unwrap_or_else(|e| e.into_inner()).recv() else {
@@ -49,7 +49,7 @@ pub(super) fn start_workers(inbox: Inbox, image: NodeImage) -> mpsc::Sender<Work
                 match next {
                     Work::CreateCpu { cpu, sigset, asker } => {
                         let error = (image.create_cpu)(i32::from(cpu), sigset);
-                        inbox.post(Remote::Answer(asker, error as u64));
+                        super::tell(Remote::Answer(asker, error as u64));
                     }
                     Work::KillStub(slot) => {
                         (image.kill_stub)(slot as usize);
@@ -62,7 +62,7 @@ pub(super) fn start_workers(inbox: Inbox, image: NodeImage) -> mpsc::Sender<Work
                     } => {
                         let mut reply = Vec::new();
                         hostcall::serve(&request, &mut reply);
-                        inbox.post(Remote::HostReply(node, ticket, reply));
+                        super::tell(Remote::HostReply(node, ticket, reply));
                     }
                 }
             }
@@ -336,17 +336,14 @@ impl Pager {
         }
     }
 
-    /// Sends on the interrupts that vCPU threads have posted.
-    pub(super) fn deliver_ipis(&mut self) {
-        ipi::take(|cpu, vector| {
-            let node = self.node_of(u64::from(cpu));
-            self.stats.ipis_sent += 1;
-            if node == self.me {
-                self.interrupt(cpu, vector);
-            } else {
-                self.send(node, Frame::Ipi { cpu, vector });
-            }
-        });
+    pub(super) fn send_interrupt(&mut self, cpu: u16, vector: u32) {
+        let node = self.node_of(u64::from(cpu));
+        self.stats.ipis_sent += 1;
+        if node == self.me {
+            self.interrupt(cpu, vector);
+        } else {
+            self.send(node, Frame::Ipi { cpu, vector });
+        }
     }
 
     fn interrupt(&self, cpu: u16, vector: u32) {
@@ -418,9 +415,7 @@ impl Pager {
 
     fn drop_vm_everywhere(&mut self, slot: u32, start: u64, end: u64) {
         self.drop_vm(start, end);
-        let others: Vec<u16> = (0..self.peers.len() as u16)
-            .filter(|n| *n != self.me)
-            .collect();
+        let others: Vec<u16> = (0..self.nodes).filter(|n| *n != self.me).collect();
         let ticket = self.ticket(Ticket::VmDrop {
             slot,
             missing: others.len(),
@@ -441,7 +436,7 @@ impl Pager {
         capacity: u64,
     ) {
         let (node, len) = ((node_and_len >> 32) as u16, node_and_len as u32 as usize);
-        if usize::from(node) >= self.peers.len() || len > PAYLOAD_BYTES_MAX {
+        if node >= self.nodes || len > PAYLOAD_BYTES_MAX {
             slots::complete(slot, 0);
             return;
         }

@@ -1,0 +1,267 @@
+//! Who drives the pager: whoever has something for it, and one thread at a time that reads the network.
+
+use super::alarm::Alarm;
+use super::net::{Net, NetError};
+use super::{Pager, Remote};
+use crate::image::NodeImage;
+use crate::view::View;
+use crate::{clock, control, slots, spin};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use span_api::guest::Setup;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+
+/// How long the pager's thread looks for the next message before it sleeps.
+const SPIN_NS: u64 = 200_000;
+
+/// The host gives the pager's thread this much of a processor at a time. It never needs more, and who asks
+/// for little runs before those who want to compute: else a fault waits for their turns to end.
+const SLICE_NS: u64 = 100_000;
+
+/// None before the nodes meet, and in a guest on one node.
+static PAGER: Mutex<Option<Pager>> = Mutex::new(None);
+
+/// A thread that waits for an answer reads the network. Changes under the pager's lock.
+static LED: AtomicBool = AtomicBool::new(false);
+
+fn lock() -> MutexGuard<'static, Option<Pager>> {
+    PAGER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fail(error: &NetError) -> ! {
+    control::fail(&format!("node-to-node network: {error}"))
+}
+
+/// Does something with the pager, and what follows from it.
+fn with(work: impl FnOnce(&mut Pager)) {
+    if let Some(pager) = lock().as_mut() {
+        work(pager);
+        pager.settle();
+    }
+}
+
+/// Something for the pager from another thread of the runtime.
+pub(crate) fn tell(message: Remote) {
+    with(|pager| pager.handle_remote(message));
+}
+
+/// An interrupt for a CPU. Context: local stack.
+pub(crate) fn interrupt(cpu: u16, vector: u32) {
+    with(|pager| pager.send_interrupt(cpu, vector));
+}
+
+/// Takes the request in a slot to the pager and waits until it is answered. Context: local stack, of the
+/// slot's thread.
+pub(crate) fn ask(slot: u32) {
+    let mut guard = lock();
+    let Some(pager) = guard.as_mut() else {
+        control::die("a request before there is a pager");
+    };
+    let request = slots::request_in(slot);
+    let leads = request.op.is_answered_soon();
+    pager.handle_request(request);
+    pager.settle();
+    if slots::is_answered(slot) {
+        return;
+    }
+    if !leads || LED.load(Relaxed) {
+        slots::will_sleep(slot);
+        drop(guard);
+        return slots::sleep(slot);
+    }
+    let socket = pager.net.as_raw_fd();
+    pager.lead(true);
+    loop {
+        slots::will_poll(slot);
+        drop(guard);
+        slots::poll(socket);
+        guard = lock();
+        let Some(pager) = guard.as_mut() else { return };
+        slots::is_awake(slot);
+        pager.turn().unwrap_or_else(|error| fail(&error));
+        if slots::is_answered(slot) {
+            return pager.lead(false);
+        }
+    }
+}
+
+/// What the main thread and the pager tell each other while the guest comes up.
+#[derive(Debug)]
+pub(crate) struct Meeting {
+    pub(crate) bound: mpsc::Sender<u16>,
+    pub(crate) peers: mpsc::Receiver<Vec<SocketAddr>>,
+    pub(crate) connected: mpsc::Sender<()>,
+}
+
+/// The pager's thread.
+pub(crate) fn run(setup: Setup, image: NodeImage, view: View, meeting: Meeting) {
+    let Err(error) = serve(&setup, image, view, &meeting);
+    fail(&error);
+}
+
+fn serve(
+    setup: &Setup,
+    image: NodeImage,
+    view: View,
+    meeting: &Meeting,
+) -> Result<Infallible, NetError> {
+    ask_for_short_slices();
+    let mut pager = Pager::new(setup, image, view)?;
+    let _ = meeting.bound.send(pager.net.port()?);
+    let addresses = meeting
+        .peers
+        .recv()
+        .map_err(|_| NetError::Protocol("nobody says where the nodes are"))?;
+    pager.net.meet(&addresses)?;
+    pager.settle();
+    // To wait on without the lock.
+    let epoll = Epoll(pager.watch.epoll.0.try_clone()?);
+    *lock() = Some(pager);
+
+    let mut connected = Some(&meeting.connected);
+    loop {
+        let alarmed = wait(&epoll)?;
+        let mut guard = lock();
+        let Some(pager) = guard.as_mut() else {
+            continue;
+        };
+        if alarmed {
+            pager.watch.alarm.has_gone_off();
+            pager.net.handle_timeouts();
+        }
+        pager.turn()?;
+        if pager.net.complete()
+            && let Some(connected) = connected.take()
+        {
+            pager.clock_due_ns = pager.net.clock_differs().then(clock::host_ns);
+            let _ = connected.send(());
+        }
+    }
+}
+
+/// Waits until there is something to do; whether the alarm went off.
+fn wait(epoll: &Epoll) -> io::Result<bool> {
+    let mut events = [EpollEvent::empty(); 2];
+    let mut count = Ok(0);
+    // While pages move, the next message comes soon.
+    spin::until(SPIN_NS, || {
+        count = epoll.wait(&mut events, EpollTimeout::ZERO);
+        count != Ok(0) || LED.load(Relaxed)
+    });
+    if count == Ok(0) {
+        count = epoll.wait(&mut events, EpollTimeout::NONE);
+    }
+    match count {
+        Ok(count) => Ok(events[..count].iter().any(|event| event.data() == ALARM)),
+        Err(nix::Error::EINTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+const SOCKET: u64 = 0;
+const ALARM: u64 = 1;
+
+/// What the pager's thread waits for.
+#[derive(Debug)]
+pub(super) struct Watch {
+    epoll: Epoll,
+    alarm: Alarm,
+    /// Of the socket.
+    interest: EpollFlags,
+}
+
+impl Watch {
+    pub(super) fn new(net: &Net) -> io::Result<Self> {
+        let watch = Self {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            alarm: Alarm::new()?,
+            interest: EpollFlags::EPOLLIN,
+        };
+        // For edges: each time the timer goes off is an event of its own, so that nothing need be read
+        // from it.
+        let expiry = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        let (socket, alarm) = (borrow(net), borrow(&watch.alarm));
+        watch
+            .epoll
+            .add(socket, EpollEvent::new(watch.interest, SOCKET))?;
+        watch.epoll.add(alarm, EpollEvent::new(expiry, ALARM))?;
+        Ok(watch)
+    }
+
+    fn socket(&mut self, net: &Net) {
+        let mut interest = EpollFlags::empty();
+        interest.set(EpollFlags::EPOLLIN, !LED.load(Relaxed));
+        interest.set(EpollFlags::EPOLLOUT, net.is_blocked());
+        if interest != self.interest {
+            self.interest = interest;
+            let mut event = EpollEvent::new(interest, SOCKET);
+            if let Err(error) = self.epoll.modify(borrow(net), &mut event) {
+                fail(&io::Error::from(error).into());
+            }
+        }
+    }
+}
+
+fn borrow(file: &impl AsRawFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is the file's, which is borrowed as long.
+    unsafe { BorrowedFd::borrow_raw(file.as_raw_fd()) }
+}
+
+impl Pager {
+    /// Does what has come in by the network.
+    fn turn(&mut self) -> Result<(), NetError> {
+        self.net.receive()?;
+        self.settle();
+        Ok(())
+    }
+
+    /// Does what follows from what has been done, and sends it.
+    fn settle(&mut self) {
+        // Whoever asks again has been running.
+        self.notice_resumed();
+        while let Some(news) = self.net.next() {
+            self.hear(news);
+        }
+        let next = self.do_what_is_due();
+        self.net.transmit();
+        let due = [next, self.net.due_ns()];
+        self.watch.alarm.set(due.into_iter().flatten().min());
+        self.watch.socket(&self.net);
+    }
+
+    fn lead(&mut self, led: bool) {
+        LED.store(led, Relaxed);
+        self.watch.socket(&self.net);
+    }
+}
+
+/// Where the host cannot do it, faults wait a little longer on a busy host.
+fn ask_for_short_slices() {
+    /// `struct sched_attr` in its first version.
+    #[repr(C)]
+    #[derive(Default)]
+    struct SchedAttr {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attributes = SchedAttr {
+        size: size_of::<SchedAttr>() as u32,
+        policy: libc::SCHED_OTHER as u32,
+        // SAFETY: no pointers.
+        nice: unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) },
+        runtime: SLICE_NS,
+        ..SchedAttr::default()
+    };
+    // SAFETY: passes a local.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+}

@@ -1,0 +1,322 @@
+//! One connection: two streams in each direction, one for pages, interrupts and their like, and one for
+//! host calls, so that bulk data does not hold up a fault.
+//!
+//! On each stream both sides first say who they are ([`Frame::Hello`]), on the second only who opened it.
+
+use super::{Introduction, NetError, News, put};
+use crate::clock;
+use crate::pager::delay::Delayed;
+use crate::pager::wire::{self, Frame, HEADER_BYTES};
+use bytes::{Bytes, BytesMut};
+use quinn_proto::{Connection, Dir, Event, StreamEvent, StreamId, Transmit};
+use quinn_udp::UdpSocketState;
+use std::collections::VecDeque;
+use std::net::UdpSocket;
+use std::time::Instant;
+
+/// Frames of host calls, and all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Channel {
+    Pages,
+    Calls,
+}
+
+const CHANNELS: [Channel; 2] = [Channel::Pages, Channel::Calls];
+
+/// Datagrams of one size sent with one call.
+const SEGMENTS_MAX: usize = 10;
+
+#[derive(Debug)]
+struct Stream {
+    id: StreamId,
+    /// The other side has said who it is.
+    introduced: bool,
+    /// The beginning of a frame.
+    received: BytesMut,
+    /// What is due and not written yet.
+    due: VecDeque<Bytes>,
+}
+
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    /// Who is at the other end: known from the start if it was connected to from here.
+    pub(super) node: Option<u16>,
+    opened_here: bool,
+    streams: Vec<Stream>,
+    /// Frames that wait until they are due, for each channel.
+    delayed: [Delayed<(Bytes, Option<Bytes>)>; 2],
+    /// What the socket had no room for.
+    unsent: Option<(Transmit, Vec<u8>)>,
+    /// Its other side has shown a certificate of this guest's.
+    connected: bool,
+    /// Nothing of it is passed on any more.
+    pub(super) given_up: bool,
+}
+
+impl Link {
+    pub(super) fn new(connection: Connection, node: Option<u16>) -> Self {
+        Self {
+            connection,
+            node,
+            opened_here: node.is_some(),
+            streams: Vec::new(),
+            delayed: [Delayed::new(0), Delayed::new(0)],
+            unsent: None,
+            connected: false,
+            given_up: false,
+        }
+    }
+
+    /// It was opened by the other side, which has not said yet who it is.
+    pub(super) fn is_new(&self) -> bool {
+        self.connected && self.node.is_none() && !self.given_up
+    }
+
+    /// Both streams are there.
+    pub(super) fn complete(&self) -> bool {
+        self.streams.len() == CHANNELS.len() && self.streams.iter().all(|stream| stream.introduced)
+    }
+
+    pub(super) fn set_latency(&mut self, latency_ns: u64) {
+        self.delayed = [Delayed::new(latency_ns), Delayed::new(latency_ns)];
+    }
+
+    pub(super) fn give_up(&mut self, now: Instant, code: u8, why: &'static str) {
+        self.given_up = true;
+        self.connection
+            .close(now, code.into(), Bytes::from_static(why.as_bytes()));
+    }
+
+    /// Turns away who has connected without need; the guest lives.
+    pub(super) fn refuse(&mut self, now: Instant, why: &'static str) {
+        let from = self.connection.remote_address();
+        eprintln!("span: connection from {from} refused: {why}");
+        self.give_up(now, 1, why);
+    }
+
+    /// Puts a frame into the queue; its length.
+    pub(super) fn send(&mut self, channel: Channel, frame: Frame) -> u64 {
+        let (header, payload) = wire::encode(frame, clock::guest_ns());
+        let bytes = header.len() + payload.as_ref().map_or(0, Bytes::len);
+        self.delayed[channel as usize].push((header, payload));
+        bytes as u64
+    }
+
+    /// When a frame is due that was delayed.
+    pub(super) fn due_ns(&self) -> Option<u64> {
+        self.delayed.iter().filter_map(Delayed::due_ns).min()
+    }
+
+    /// Takes what the connection has to tell.
+    pub(super) fn digest(
+        &mut self,
+        me: &Introduction,
+        news: &mut VecDeque<News>,
+    ) -> Result<(), NetError> {
+        while let Some(event) = self.connection.poll() {
+            match event {
+                Event::Connected => {
+                    self.connected = true;
+                    if self.opened_here {
+                        self.open(me)?;
+                    }
+                }
+                Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) if !self.given_up => {
+                    while let Some(id) = self.connection.streams().accept(Dir::Bi) {
+                        self.add(id);
+                        self.read(self.streams.len() - 1, me, news)?;
+                    }
+                }
+                Event::Stream(StreamEvent::Readable { id }) if !self.given_up => {
+                    if let Some(index) = self.streams.iter().position(|stream| stream.id == id) {
+                        self.read(index, me, news)?;
+                    }
+                }
+                Event::ConnectionLost { reason } => return Err(reason.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, id: StreamId) {
+        self.streams.push(Stream {
+            id,
+            introduced: false,
+            received: BytesMut::new(),
+            due: VecDeque::new(),
+        });
+    }
+
+    /// Opens the next stream. For the other side it exists once something was sent on it.
+    fn open(&mut self, me: &Introduction) -> Result<(), NetError> {
+        let id = self.connection.streams().open(Dir::Bi);
+        self.add(id.ok_or(NetError::Protocol("the peer allows no more streams"))?);
+        let hello = match self.streams.len() {
+            1 => {
+                me.sent_ns.set(clock::host_ns());
+                wire::encode(me.hello(), clock::host_ns())
+            }
+            _ => wire::encode(me.hello(), clock::guest_ns()),
+        };
+        if let Some(stream) = self.streams.last_mut() {
+            stream.due.push_back(hello.0);
+        }
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        index: usize,
+        me: &Introduction,
+        news: &mut VecDeque<News>,
+    ) -> Result<(), NetError> {
+        let stream = &mut self.streams[index];
+        let mut received = self.connection.recv_stream(stream.id);
+        let mut chunks = received
+            .read(true)
+            .map_err(|_| NetError::Protocol("a stream was closed"))?;
+        let ended = loop {
+            match chunks.next(usize::MAX) {
+                Ok(Some(chunk)) => stream.received.extend_from_slice(&chunk.bytes),
+                Ok(None) => break true,
+                Err(quinn_proto::ReadError::Blocked) => break false,
+                Err(quinn_proto::ReadError::Reset(_)) => break true,
+            }
+        };
+        // Whatever is to be sent is asked for after this anyway.
+        let _ = chunks.finalize();
+        loop {
+            let stream = &mut self.streams[index];
+            let Some(received) = next_frame(&mut stream.received)? else {
+                break;
+            };
+            if !stream.introduced {
+                self.introduced(index, me, &received)?;
+                continue;
+            }
+            let Some(from) = self.node else { break };
+            news.push_back(News::Frame { from, received });
+        }
+        if ended {
+            return Err(NetError::Protocol("a stream ended"));
+        }
+        Ok(())
+    }
+
+    /// The first frame of a stream has come.
+    fn introduced(
+        &mut self,
+        index: usize,
+        me: &Introduction,
+        received: &Received,
+    ) -> Result<(), NetError> {
+        let Frame::Hello { node, boot } = received.frame else {
+            return Err(NetError::Protocol("a peer did not introduce itself"));
+        };
+        match self.node {
+            Some(expected) if expected != node => {
+                return Err(NetError::Protocol("a peer is not who it should be"));
+            }
+            None if node <= me.node || usize::from(node) >= me.nodes => {
+                return Err(NetError::Protocol(
+                    "a node with an impossible index connected",
+                ));
+            }
+            _ => {}
+        }
+        self.node = Some(node);
+        self.streams[index].introduced = true;
+        match (self.opened_here, index) {
+            (true, 0) => {
+                me.met(node, boot, received.clock_ns);
+                self.open(me)?;
+                // The other side has nothing to say on it but answers.
+                self.streams[1].introduced = true;
+            }
+            (false, 0) => {
+                let (hello, _) = wire::encode(me.hello(), clock::guest_ns());
+                self.streams[0].due.push_back(hello);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Gives the connection what is due, as far as it has room.
+    pub(super) fn write(&mut self) -> Result<(), NetError> {
+        if self.given_up {
+            return Ok(());
+        }
+        for (stream, delayed) in self.streams.iter_mut().zip(&mut self.delayed) {
+            while let Some((header, payload)) = delayed.take() {
+                stream.due.push_back(header);
+                stream.due.extend(payload);
+            }
+            while !stream.due.is_empty() {
+                let mut send = self.connection.send_stream(stream.id);
+                match send.write_chunks(stream.due.make_contiguous()) {
+                    Ok(written) => drop(stream.due.drain(..written.chunks)),
+                    Err(quinn_proto::WriteError::Blocked) => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Link {
+    /// Sends what the connection has to send; whether the socket took everything.
+    pub(super) fn transmit(
+        &mut self,
+        now: Instant,
+        socket: &UdpSocket,
+        state: &UdpSocketState,
+    ) -> bool {
+        let segments = state.max_gso_segments().min(SEGMENTS_MAX);
+        loop {
+            let next = self.unsent.take().or_else(|| {
+                let mut contents = Vec::new();
+                let transmit = self
+                    .connection
+                    .poll_transmit(now, segments, &mut contents)?;
+                Some((transmit, contents))
+            });
+            let Some((transmit, contents)) = next else {
+                return true;
+            };
+            if put(socket, state, &transmit, &contents).is_err() {
+                self.unsent = Some((transmit, contents));
+                return false;
+            }
+        }
+    }
+}
+
+/// A frame as it came.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) frame: Frame,
+    /// The sender's clock.
+    pub(crate) clock_ns: u64,
+    pub(crate) bytes: usize,
+}
+
+fn next_frame(from: &mut BytesMut) -> Result<Option<Received>, NetError> {
+    let Some(bytes) = from.first_chunk::<HEADER_BYTES>() else {
+        return Ok(None);
+    };
+    let header = wire::header(bytes);
+    let bytes = HEADER_BYTES + header.payload_len()?;
+    if from.len() < bytes {
+        return Ok(None);
+    }
+    let payload = from.split_to(bytes).freeze().slice(HEADER_BYTES..);
+    Ok(Some(Received {
+        frame: wire::decode(&header, payload)?,
+        clock_ns: header.clock_ns(),
+        bytes,
+    }))
+}

@@ -1,0 +1,93 @@
+//! How connections are made: QUIC with mutual TLS, certificates of this guest's own authority.
+
+use super::NetError;
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::{
+    AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    ServerConfig, TransportConfig,
+};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use span_api::guest::Setup;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A peer that says nothing for this long is lost. Its runtime answers keep-alives even while its
+/// CPUs are busy.
+const IDLE: Duration = Duration::from_millis(1500);
+const KEEP_ALIVE: Duration = Duration::from_millis(300);
+
+/// A page and its header in one datagram, where the path has room for that, as loopback and jumbo
+/// frames do. Batches of larger ones would not fit into what the host sends with one call.
+const DATAGRAM_BYTES_MAX: u16 = 4400;
+
+pub(super) struct Configs {
+    pub(super) endpoint: Arc<EndpointConfig>,
+    pub(super) server: Arc<ServerConfig>,
+    pub(super) client: ClientConfig,
+}
+
+pub(super) fn configs(setup: &Setup) -> Result<Configs, NetError> {
+    let authority = CertificateDer::from(setup.authority.clone());
+    let chain = vec![CertificateDer::from(setup.certificate.clone())];
+    let key = PrivatePkcs8KeyDer::from(setup.key.clone());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority)?;
+    let roots = Arc::new(roots);
+    let provider = Arc::new(rustls::crypto::CryptoProvider {
+        cipher_suites: vec![rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256],
+        ..rustls::crypto::ring::default_provider()
+    });
+    let tls13 = &[&rustls::version::TLS13];
+
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+        roots.clone(),
+        provider.clone(),
+    )
+    .build()?;
+    let mut server = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(tls13)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain.clone(), key.clone_key().into())?;
+    server.alpn_protocols = vec![b"span".to_vec()];
+    let mut client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(tls13)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key.into())?;
+    client.alpn_protocols = vec![b"span".to_vec()];
+
+    let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
+    server.transport_config(transport());
+    let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?));
+    client.transport_config(transport());
+    let mut endpoint = EndpointConfig::default();
+    endpoint
+        .max_udp_payload_size(DATAGRAM_BYTES_MAX)
+        .map_err(|_| NetError::Protocol("a datagram is too long for QUIC"))?;
+    Ok(Configs {
+        endpoint: Arc::new(endpoint),
+        server: Arc::new(server),
+        client,
+    })
+}
+
+fn transport() -> Arc<TransportConfig> {
+    let mut transport = TransportConfig::default();
+    let idle = IdleTimeout::try_from(IDLE).expect("a short time");
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(10u32.into());
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(DATAGRAM_BYTES_MAX);
+    transport
+        .initial_mtu(1452)
+        .mtu_discovery_config(Some(mtu))
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .send_fairness(false)
+        .stream_receive_window((8u32 << 20).into())
+        .receive_window((32u32 << 20).into())
+        .send_window(32 << 20)
+        .max_concurrent_uni_streams(0u8.into())
+        .max_concurrent_bidi_streams(2u8.into())
+        .ack_frequency_config(Some(acks));
+    Arc::new(transport)
+}

@@ -1,0 +1,29 @@
+//! Waiting without sleeping, as long as nobody else wants the processor.
+//!
+//! What a node waits for while pages move comes within some microseconds, far less than it takes the host to
+//! put a processor to sleep and to wake it up again. But the processor may be needed by whoever is to bring it:
+//! each look gives way to others, and if somebody else did run, there is no more looking.
+
+use crate::clock;
+
+/// Giving way takes longer than this only if somebody else ran meanwhile.
+const ALONE_NS: u64 = 4_000;
+
+/// Looks until `ready`, for `most_ns` at most; whether it is.
+pub(crate) fn until(most_ns: u64, mut ready: impl FnMut() -> bool) -> bool {
+    let began_ns = clock::host_ns();
+    let mut now_ns = began_ns;
+    while now_ns - began_ns < most_ns {
+        if ready() {
+            return true;
+        }
+        let before_ns = clock::host_ns();
+        // SAFETY: no arguments.
+        unsafe { libc::sched_yield() };
+        now_ns = clock::host_ns();
+        if now_ns - before_ns > ALONE_NS {
+            return false;
+        }
+    }
+    false
+}
