@@ -10,7 +10,7 @@
 
 use span_api::PROTOCOL_VERSION;
 use span_api::codec;
-use span_api::guest::{FromGuest, GUEST_FD_ENV, HaltKind, Setup, Stats, ToGuest, Waits};
+use span_api::guest::{FromGuest, GUEST_FD_ENV, HaltKind, Paging, Setup, Stats, ToGuest, Waits};
 use span_api::host::{FEATURES, Host, Xsave, XsavePart};
 use span_api::link::Hello;
 use span_api::profile::{Fault, FaultKind, Faults, Profiling, Through};
@@ -94,7 +94,13 @@ fn main() {
     let socket = UdpSocket::bind((setup.bind, 0)).unwrap();
     let port = socket.local_addr().unwrap().port();
     let replies = Arc::new(Mutex::new(agent.try_clone().unwrap()));
-    say(&replies, FromGuest::Bound { port });
+    say(
+        &replies,
+        FromGuest::Bound {
+            port,
+            paging: Paging::Mprotect,
+        },
+    );
     let Some(ToGuest::Peers(peers)) = codec::read(&mut agent).unwrap() else {
         panic!("no peers")
     };

@@ -156,6 +156,7 @@ pub(crate) struct UpOptions {
 pub(crate) enum PagingOption {
     Auto,
     Mprotect,
+    Uffd,
 }
 
 #[derive(Debug, clap::Args)]

@@ -27,7 +27,7 @@ use crate::status::Status;
 use crate::stdio::{self, Ended};
 use crate::terminal;
 use ending::Cause;
-use span_api::guest::{HaltKind, Setup, Stats, ToGuest};
+use span_api::guest::{HaltKind, Paging, Setup, Stats, ToGuest};
 use span_api::host::Host;
 use span_api::link::{FromAgent, Spawn, ToAgent};
 use span_api::session::Command;
@@ -108,6 +108,8 @@ struct Node {
     /// Where its runtime listens for its peers.
     address: Option<IpAddr>,
     port: Option<u16>,
+    /// How its runtime protects pages.
+    paging: Option<Paging>,
     connected: bool,
     /// Its agent has said its last word.
     ended: bool,
@@ -469,6 +471,7 @@ impl Guest {
                     node: index as u16,
                     nodes: self.plan.nodes.clone(),
                     links: self.plan.links.of_node(index),
+                    paging: self.plan.paging,
                     bind,
                     authority: certificates.authority.clone(),
                     certificate: certificate.certificate,

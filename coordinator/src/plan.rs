@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::links::Links;
 use crate::options::{self, Place, Root};
 use span_api::auth::{Token, TokenError};
-use span_api::guest::NodeSpec;
+use span_api::guest::{NodeSpec, Paging};
 use std::error::Error;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,7 @@ pub(crate) struct Plan {
     pub(crate) nodes: Vec<NodeSpec>,
     pub(crate) places: Vec<Place>,
     pub(crate) links: Links,
+    pub(crate) paging: Paging,
     /// Kernel arguments but for those that depend on the guest's name or an agent.
     pub(crate) arguments: Vec<Vec<u8>>,
     /// What the user appended; last on the kernel's command line.
@@ -56,10 +57,11 @@ impl Plan {
                 "--detach takes no CMD; run it with `coordinator exec` once the guest is up",
             ));
         }
-        // There is one way to protect pages, so there is nothing to tell the nodes.
-        match up.paging {
-            PagingOption::Auto | PagingOption::Mprotect => {}
-        }
+        let paging = match up.paging {
+            PagingOption::Auto => Paging::Auto,
+            PagingOption::Mprotect => Paging::Mprotect,
+            PagingOption::Uffd => Paging::Uffd,
+        };
         let first_is_local = places[0] == Place::Local;
         let host_root = up.root == "host" && first_is_local;
         let storage = Storage::new(up, first_is_local)?;
@@ -92,6 +94,7 @@ impl Plan {
             nodes: number(names, &cpus, &memory),
             places,
             links,
+            paging,
             arguments,
             appended,
             readable: storage.readable,

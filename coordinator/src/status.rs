@@ -1,7 +1,7 @@
 //! What `status` shows: as JSON, and as a table.
 
 use serde::{Deserialize, Serialize};
-use span_api::guest::Waits;
+use span_api::guest::{Paging, Waits};
 use span_api::histogram::Histogram;
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -26,6 +26,8 @@ pub(crate) struct NodeStatus {
     /// The guest process, in the numbering of its own machine.
     pub(crate) pid: Option<i32>,
     pub(crate) cpus: Vec<Cpu>,
+    /// How the pages of guest memory are protected; null until it is known.
+    pub(crate) paging: Option<Paging>,
     pub(crate) mem_mib: u64,
     pub(crate) resident_mib: u64,
     pub(crate) faults: Faults,

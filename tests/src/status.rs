@@ -19,6 +19,8 @@ pub struct Node {
     pub address: String,
     pub pid: Option<i32>,
     pub cpus: Vec<Cpu>,
+    /// How its pages are protected.
+    pub paging: Option<String>,
     pub mem_mib: u64,
     pub resident_mib: u64,
     pub faults: Faults,

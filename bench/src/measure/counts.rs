@@ -95,7 +95,7 @@ mod tests {
         let status = |read: [u64; 2], local: u64, pages_in: u64| -> Status {
             let nodes = read.map(|read| {
                 serde_json::json!({
-                    "name": "a", "address": "local", "pid": 1, "cpus": [], "mem_mib": 1,
+                    "name": "a", "address": "local", "pid": 1, "cpus": [], "paging": "uffd", "mem_mib": 1,
                     "resident_mib": 1, "pages_in": pages_in, "pages_out": 0,
                     "faults": {"read": read, "write": 1, "upgrade": 2, "local": local},
                     "counters": {"fault_wait_ns": 0},

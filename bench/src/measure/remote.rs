@@ -171,7 +171,7 @@ mod tests {
         let status = |faults: u64, wait_ns: u64| -> Status {
             let node = |factor: u64| {
                 serde_json::json!({
-                    "name": "a", "address": "local", "pid": 1, "cpus": [], "mem_mib": 1,
+                    "name": "a", "address": "local", "pid": 1, "cpus": [], "paging": "uffd", "mem_mib": 1,
                     "resident_mib": 1, "pages_in": 0, "pages_out": 0,
                     "faults": {"read": faults * factor, "write": 0, "upgrade": 0, "local": 0},
                     "counters": {"fault_wait_ns": wait_ns * factor},

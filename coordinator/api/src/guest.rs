@@ -46,6 +46,17 @@ pub struct Link {
     pub latency_ns: u64,
 }
 
+/// How a node protects the pages of guest memory that it does not have, or must not write to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Paging {
+    /// What the host has that is faster.
+    #[default]
+    Auto,
+    Mprotect,
+    Uffd,
+}
+
 /// Everything a runtime must know before it can meet its peers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Setup {
@@ -54,6 +65,7 @@ pub struct Setup {
     pub nodes: Vec<NodeSpec>,
     /// From this node to each of `nodes`.
     pub links: Vec<Link>,
+    pub paging: Paging,
     /// Address to bind the QUIC socket to; the port is the kernel's choice.
     pub bind: IpAddr,
     /// DER: the guest's own certificate authority, and this node's certificate and PKCS#8 key. A
@@ -141,6 +153,8 @@ pub enum FromGuest {
     Host(Box<Host>),
     Bound {
         port: u16,
+        /// What protects pages; `Auto` where there are none to protect.
+        paging: Paging,
     },
     Connected,
     CpuOnline {

@@ -95,6 +95,7 @@ impl Guest {
                                 tid: node.cpus.get(cpu).copied(),
                             })
                             .collect(),
+                        paging: node.paging,
                         mem_mib: spec.memory_bytes >> 20,
                         resident_mib: stats.resident_pages / PAGES_PER_MIB,
                         faults: Faults {

@@ -39,7 +39,10 @@ impl Guest {
     fn runtime(&mut self, node: usize, message: FromGuest) -> Result<(), Cause> {
         match message {
             FromGuest::Host(host) => self.described(node, *host)?,
-            FromGuest::Bound { port } => self.nodes[node].port = Some(port),
+            FromGuest::Bound { port, paging } => {
+                self.nodes[node].port = Some(port);
+                self.nodes[node].paging = Some(paging);
+            }
             FromGuest::Connected => self.nodes[node].connected = true,
             FromGuest::CpuOnline { cpu, tid } => {
                 if !self.plan.nodes[node].cpus.contains(&cpu) {

@@ -158,6 +158,7 @@ pub(super) fn example(faults_read: u64, waited_ns: &[u64]) -> Status {
             address: "local".into(),
             pid: Some(1),
             cpus: vec![Cpu { cpu: 0, tid: None }],
+            paging: None,
             mem_mib: 256,
             resident_mib: 1,
             faults: Faults {

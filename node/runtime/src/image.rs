@@ -71,8 +71,3 @@ pub(crate) fn touches_guest(addr: usize, len: usize) -> bool {
 pub(crate) fn page_of(addr: usize) -> u32 {
     ((addr - START.load(Relaxed)) / PAGE_BYTES) as u32
 }
-
-/// Where allocatable memory begins.
-pub(crate) fn reserved() -> usize {
-    RESERVED.load(Relaxed)
-}

@@ -4,7 +4,7 @@ use crate::image::NodeImage;
 use crate::pager::{self, Meeting, Remote};
 use crate::view::View;
 use crate::{clock, control, host, hostcall, image, slots, stub};
-use span_api::guest::{FromGuest, Setup};
+use span_api::guest::{FromGuest, Paging, Setup};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, Ordering::Relaxed};
 use std::sync::{Mutex, mpsc};
 
@@ -88,14 +88,16 @@ pub(crate) fn map(image: NodeImage) {
     image::set(&image);
     let boots = setup.node == 0;
     let file_bytes = image.memory_size + stub::file_bytes(image.stub_data_size);
-    let view = match View::new(&image, file_bytes, boots) {
+    let view = match View::new(&image, file_bytes, boots, setup.paging) {
         Ok(view) => view,
         Err(error) => control::fail(&format!(
-            "mapping {} MiB of guest memory: {error}",
-            image.memory_size >> 20
+            "mapping {} MiB of guest memory (--paging {:?}): {error}",
+            image.memory_size >> 20,
+            setup.paging
         )),
     };
     MEMORY_FD.store(view.fd(), Relaxed);
+    let paging = view.paging();
     if !hostcall::share_fd(view.fd()) {
         control::fail("too many descriptors are open at the start");
     }
@@ -130,7 +132,7 @@ pub(crate) fn map(image: NodeImage) {
     let Ok(port) = bound.recv() else {
         control::fail("the pager has ended")
     };
-    control::send(&FromGuest::Bound { port });
+    control::send(&FromGuest::Bound { port, paging });
     let _ = peers.send(control::receive_peers(nodes));
     let Ok(()) = connected.recv() else {
         control::fail("the pager has ended")
@@ -143,7 +145,10 @@ pub(crate) fn map(image: NodeImage) {
 
 /// A guest on one node is plain UML, but for its ends.
 fn meet_nobody() {
-    control::send(&FromGuest::Bound { port: 0 });
+    control::send(&FromGuest::Bound {
+        port: 0,
+        paging: Paging::Auto,
+    });
     control::receive_peers(1);
     control::send(&FromGuest::Connected);
     control::receive_start();

@@ -409,9 +409,7 @@ impl Pager {
             return;
         }
         let protection = Protection::of(self.engine.state(PageId(page)));
-        if self.view.protection(page) != protection
-            && let Err(error) = self.view.protect(page, protection)
-        {
+        if let Err(error) = self.view.admit(page, protection) {
             control::fail(&format!("protecting guest memory: {error}"));
         }
         let ended = self.faults.ended(slot, clock::host_ns(), &mut self.stats);

@@ -2,7 +2,7 @@
 
 use super::*;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use span_api::guest::{Link as LinkCost, NodeSpec};
+use span_api::guest::{Link as LinkCost, NodeSpec, Paging};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ fn setups(nodes: u16, latency_ns: u64) -> Vec<Setup> {
                 })
                 .collect(),
             links: vec![LinkCost { latency_ns }; nodes.into()],
+            paging: Paging::Auto,
             bind: HERE,
             authority: authority.clone(),
             certificate: certificate.der().to_vec(),

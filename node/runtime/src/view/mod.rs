@@ -4,21 +4,19 @@
 //! says. The *alias* is always readable and writable, and only the runtime uses it: a page is filled
 //! through the alias before the view exposes it.
 //!
-//! Protection is by `mprotect`. It splits host mappings, of which a process may have
-//! `vm.max_map_count`. A page may always be protected more than its state allows, at the price of a
-//! local fault, so under pressure whole stretches of the view are closed and opened again page by
-//! page as they are used.
+//! There are two engines for the protection: [`mprotect`], which every host has, and [`uffd`]. Either may
+//! protect a page more than was asked for, at the price of a local fault ([`View::admit`]).
+
+mod mprotect;
+mod uffd;
 
 use crate::image::{NodeImage, PAGE_BYTES};
 use dsm::State;
+use mprotect::Mprotect;
+use span_api::guest::Paging;
 use std::io;
-use std::os::fd::RawFd;
-
-/// Pages closed at a time when the host's mappings run out.
-const COLLAPSE_PAGES: usize = 1024;
-
-/// Mappings left to everything else in the process: stacks, libraries, heaps, stub slots.
-const OTHER_MAPPINGS: usize = 6000;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use uffd::Uffd;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -61,10 +59,47 @@ pub(crate) struct View {
     start: usize,
     alias: usize,
     protections: Vec<Protection>,
-    /// Neighbouring pages with different protection: the mappings the view costs.
-    borders: usize,
-    borders_max: usize,
-    collapse_next: usize,
+    engine: Engine,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Mprotect(Mprotect),
+    Uffd(Uffd),
+}
+
+impl Engine {
+    fn new(paging: Paging, start: usize, heap_first: usize) -> io::Result<Self> {
+        let mprotect = || Engine::Mprotect(Mprotect::new(start, heap_first));
+        match paging {
+            Paging::Mprotect => Ok(mprotect()),
+            Paging::Uffd => Ok(Engine::Uffd(Uffd::open()?)),
+            Paging::Auto => Ok(Uffd::open().map_or_else(|_| mprotect(), Engine::Uffd)),
+        }
+    }
+
+    /// What the host is told of the whole view.
+    fn host_flags(&self, initial: Protection) -> i32 {
+        match self {
+            Engine::Mprotect(_) => initial.host_flags(),
+            Engine::Uffd(_) => Protection::ReadWrite.host_flags(),
+        }
+    }
+}
+
+/// A memory file of this process's own.
+fn memory_file(bytes: usize) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string; a new descriptor, owned by the result.
+    let fd = unsafe {
+        let fd = libc::memfd_create(c"span-memory".as_ptr(), libc::MFD_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    // SAFETY: the descriptor is ours.
+    check(unsafe { libc::ftruncate(fd.as_raw_fd(), bytes as i64) })?;
+    Ok(fd)
 }
 
 fn check(result: i32) -> io::Result<()> {
@@ -105,14 +140,16 @@ fn map(
 impl View {
     /// Replaces the kernel's data by the coherent one: with the contents of the image on the node
     /// that boots, closed on the others.
-    pub(crate) fn new(image: &NodeImage, file_bytes: usize, boots: bool) -> io::Result<View> {
-        // SAFETY: the name is a C string.
-        let fd = unsafe { libc::memfd_create(c"span-memory".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor is ours.
-        check(unsafe { libc::ftruncate(fd, file_bytes as i64) })?;
+    pub(crate) fn new(
+        image: &NodeImage,
+        file_bytes: usize,
+        boots: bool,
+        paging: Paging,
+    ) -> io::Result<View> {
+        let heap_first = (image.reserved - image.start) / PAGE_BYTES;
+        let engine = Engine::new(paging, image.start, heap_first)?;
+        // It stays open as long as the process lives.
+        let fd = memory_file(file_bytes)?.into_raw_fd();
         let rw = libc::PROT_READ | libc::PROT_WRITE;
         let alias = map(0, file_bytes, rw, 0, fd, 0)?;
 
@@ -148,7 +185,7 @@ impl View {
             map(
                 from,
                 to - from,
-                initial.host_flags(),
+                engine.host_flags(initial),
                 libc::MAP_FIXED,
                 fd,
                 from - image.start,
@@ -156,6 +193,10 @@ impl View {
             // SAFETY: as above. Guest memory has no place in a core dump, and stubs are made by
             // vfork, so children do not need it.
             check(unsafe { libc::madvise(from as *mut _, to - from, libc::MADV_DONTDUMP) })?;
+            if let Engine::Uffd(uffd) = &engine {
+                // Where the kernel boots, what nothing was written to yet is zero.
+                uffd.register(from, to, !boots)?;
+            }
             let pages = (from - image.start) / PAGE_BYTES..(to - image.start) / PAGE_BYTES;
             protections[pages].fill(initial);
         }
@@ -164,14 +205,20 @@ impl View {
             start: image.start,
             alias,
             protections,
-            borders: 0,
-            borders_max: max_map_count().saturating_sub(OTHER_MAPPINGS),
-            collapse_next: (image.reserved - image.start) / PAGE_BYTES,
+            engine,
         })
     }
 
     pub(crate) fn fd(&self) -> RawFd {
         self.fd
+    }
+
+    /// How pages are protected.
+    pub(crate) fn paging(&self) -> Paging {
+        match self.engine {
+            Engine::Mprotect(_) => Paging::Mprotect,
+            Engine::Uffd(_) => Paging::Uffd,
+        }
     }
 
     pub(crate) fn protection(&self, page: u32) -> Protection {
@@ -212,89 +259,59 @@ impl View {
     /// Changes the protection of a page of the view.
     pub(crate) fn protect(&mut self, page: u32, protection: Protection) -> io::Result<()> {
         let page = page as usize;
-        if self.protections[page] == protection {
+        let before = self.protections[page];
+        if before == protection {
             return Ok(());
         }
-        if protection != Protection::None && self.borders >= self.borders_max {
-            self.collapse()?;
+        if let Engine::Mprotect(engine) = &mut self.engine {
+            return engine.protect(&mut self.protections, page, protection);
         }
-        // SAFETY: the page lies in the view, and the runtime alone protects it.
-        check(unsafe {
-            libc::mprotect(
-                (self.start + page * PAGE_BYTES) as *mut _,
-                PAGE_BYTES,
-                protection.host_flags(),
-            )
-        })?;
-        let before = self.borders_around(page);
+        let Engine::Uffd(uffd) = &self.engine else {
+            return Ok(());
+        };
+        let addr = self.start + page * PAGE_BYTES;
+        match (before, protection) {
+            (_, Protection::None) => {
+                self.touch(page);
+                uffd.close(addr)?;
+            }
+            (Protection::None, _) => self.expose(page, protection)?,
+            (_, Protection::Read) => uffd.set_read_only(addr, true)?,
+            (_, Protection::ReadWrite) => uffd.set_read_only(addr, false)?,
+        }
         self.protections[page] = protection;
-        self.borders = self.borders + self.borders_around(page) - before;
         Ok(())
     }
 
-    fn borders_around(&self, page: usize) -> usize {
-        let differs = |a: usize, b: usize| {
-            matches!(
-                (self.protections.get(a), self.protections.get(b)),
-                (Some(x), Some(y)) if x != y
-            )
-        };
-        usize::from(page > 0 && differs(page - 1, page)) + usize::from(differs(page, page + 1))
-    }
-
-    /// Closes the next stretch that costs more mappings than a closed one.
-    fn collapse(&mut self) -> io::Result<()> {
-        let first_free = self.collapse_next;
-        let mut from = first_free;
-        loop {
-            let to = (from + COLLAPSE_PAGES).min(self.protections.len());
-            let inside = self.protections[from..to]
-                .windows(2)
-                .filter(|pair| pair[0] != pair[1])
-                .count();
-            let next = if to == self.protections.len() {
-                self.heap_first()
-            } else {
-                to
-            };
-            if inside > 2 {
-                // SAFETY: the stretch lies in the view.
-                check(unsafe {
-                    libc::mprotect(
-                        (self.start + from * PAGE_BYTES) as *mut _,
-                        (to - from) * PAGE_BYTES,
-                        libc::PROT_NONE,
-                    )
-                })?;
-                let edges = |view: &View| {
-                    usize::from(from > 0 && view.protections[from - 1] != view.protections[from])
-                        + usize::from(
-                            to < view.protections.len()
-                                && view.protections[to - 1] != view.protections[to],
-                        )
-                };
-                let before = inside + edges(self);
-                self.protections[from..to].fill(Protection::None);
-                self.borders = self.borders + edges(self) - before;
-                self.collapse_next = next;
-                return Ok(());
-            }
-            from = next;
-            if from == first_free {
-                return Ok(());
-            }
+    /// A thread is to have access to the page as it is protected: makes it so, if it is not.
+    pub(crate) fn admit(&mut self, page: u32, protection: Protection) -> io::Result<()> {
+        match self.protections[page as usize] == protection {
+            // The host may have taken the page from the view, to swap it out.
+            true => self.expose(page as usize, protection),
+            false => self.protect(page, protection),
         }
     }
 
-    /// First page of allocatable memory: stretches before it hold the image.
-    fn heap_first(&self) -> usize {
-        (crate::image::reserved() - self.start) / PAGE_BYTES
+    fn expose(&self, page: usize, protection: Protection) -> io::Result<()> {
+        let Engine::Uffd(uffd) = &self.engine else {
+            return Ok(());
+        };
+        if protection == Protection::None {
+            return Ok(());
+        }
+        let addr = self.start + page * PAGE_BYTES;
+        while !uffd.expose(addr, protection == Protection::Read)? {
+            self.touch(page);
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the file has the page: one that it lacks would be made by the host, unasked.
+    fn touch(&self, page: usize) {
+        // SAFETY: reads a byte of the alias.
+        unsafe { ((self.alias + page * PAGE_BYTES) as *const u8).read_volatile() };
     }
 }
 
-fn max_map_count() -> usize {
-    std::fs::read_to_string("/proc/sys/vm/max_map_count")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(65530)
-}
+#[cfg(test)]
+mod tests;
