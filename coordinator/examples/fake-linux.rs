@@ -121,7 +121,14 @@ fn main() {
         .filter(|cpu| **cpu < cpus_max)
     {
         let tid = std::process::id() as i32 + i32::from(*cpu);
-        say(&replies, FromGuest::CpuOnline { cpu: *cpu, tid });
+        say(
+            &replies,
+            FromGuest::CpuOnline {
+                cpu: *cpu,
+                tid,
+                variables: 0,
+            },
+        );
     }
     if argument("fake.hang=").as_deref() == Some("boot") {
         std::thread::park();

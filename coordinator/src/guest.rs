@@ -146,6 +146,8 @@ pub(crate) struct Guest {
     status_requests: Vec<oneshot::Sender<Status>>,
     status_deadline: Option<Instant>,
     profile: profile::Profile,
+    /// By CPU: how far its variables are from their model in the kernel's file.
+    variables: BTreeMap<u16, u64>,
     connecting: JoinSet<()>,
     events: mpsc::Receiver<Event>,
     sender: mpsc::Sender<Event>,
@@ -173,6 +175,7 @@ impl Guest {
             status_requests: Vec::new(),
             status_deadline: None,
             profile: profile::Profile::default(),
+            variables: BTreeMap::new(),
             connecting: JoinSet::new(),
             events,
             sender,

@@ -158,7 +158,8 @@ async fn record(subject: Subject, mut told: Told, enough: impl Future<Output = (
 /// Writes the files; the report for the terminal.
 fn finish(recording: Recording, files: Files) -> Result<String, Failure> {
     let kernel = Path::new(OsStr::from_bytes(&recording.subject.kernel));
-    let symbols = named(kernel, recording.subject.kernel_id);
+    let copies = recording.subject.variables.clone().into_iter().collect();
+    let symbols = named(kernel, recording.subject.kernel_id, copies);
     let findings = Findings::new(&recording, symbols.as_ref().map_err(String::clone));
     let none = Symbols::default();
     files.write(&recording, symbols.as_ref().unwrap_or(&none), &findings)?;
@@ -166,11 +167,11 @@ fn finish(recording: Recording, files: Files) -> Result<String, Failure> {
 }
 
 /// The symbols of the kernel that runs.
-fn named(kernel: &Path, id: FileId) -> Result<Symbols, String> {
+fn named(kernel: &Path, id: FileId, copies: Vec<(u16, u64)>) -> Result<Symbols, String> {
     let failed = |why: String| format!("{}: {why}", kernel.display());
     let now = File::open(kernel).and_then(|file| FileId::of(&file));
     match now {
-        Ok(now) if now == id => Symbols::read(kernel).map_err(failed),
+        Ok(now) if now == id => Symbols::read(kernel, copies).map_err(failed),
         Ok(_) => Err(failed("it has changed since the guest started".into())),
         Err(error) => Err(failed(error.to_string())),
     }

@@ -160,6 +160,8 @@ pub enum FromGuest {
     CpuOnline {
         cpu: u16,
         tid: i32,
+        /// What is added to the address of a per-CPU variable to get this CPU's.
+        variables: u64,
     },
     Stats(Box<Stats>),
     Faults(Faults),

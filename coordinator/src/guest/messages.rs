@@ -44,7 +44,11 @@ impl Guest {
                 self.nodes[node].paging = Some(paging);
             }
             FromGuest::Connected => self.nodes[node].connected = true,
-            FromGuest::CpuOnline { cpu, tid } => {
+            FromGuest::CpuOnline {
+                cpu,
+                tid,
+                variables,
+            } => {
                 if !self.plan.nodes[node].cpus.contains(&cpu) {
                     let name = self.name(node);
                     return Err(Cause::Failed(format!(
@@ -52,6 +56,7 @@ impl Guest {
                     )));
                 }
                 self.nodes[node].cpus.insert(cpu, tid);
+                self.variables.insert(cpu, variables);
             }
             FromGuest::Stats(stats) => self.counted(node, *stats),
             FromGuest::Faults(faults) => self.told_faults(node, faults),

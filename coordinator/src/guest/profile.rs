@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use span_api::guest::{NodeSpec, ToGuest};
 use span_api::link::ToAgent;
 use span_api::profile::{Faults, Profiling};
+use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,6 +22,8 @@ pub(crate) struct Subject {
     /// Path of the kernel's file, and which file that was when the guest started.
     pub(crate) kernel: Vec<u8>,
     pub(crate) kernel_id: FileId,
+    /// By CPU: what is added to the address of a per-CPU variable to get that CPU's.
+    pub(crate) variables: BTreeMap<u16, u64>,
 }
 
 /// What is told, by node.
@@ -63,6 +66,7 @@ impl Guest {
             nodes: self.plan.nodes.clone(),
             kernel: self.plan.files.linux.as_os_str().as_bytes().to_vec(),
             kernel_id: self.plan.files.linux_id,
+            variables: self.variables.clone(),
         };
         let _ = reply.send(Ok(Profiled { subject, faults }));
         self.ask_faults(Profiling::Start)

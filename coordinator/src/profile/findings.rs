@@ -134,7 +134,7 @@ fn place(fault: &Fault, symbols: &Symbols) -> String {
     match fault.through {
         Through::Vmalloc => "vmalloc".into(),
         Through::Linear => match symbols.variable(fault.address) {
-            Some(name) => name.into(),
+            Some(name) => name,
             None if symbols.is_static(fault.address) => "static data without a name".into(),
             None => "linear map".into(),
         },
@@ -152,7 +152,7 @@ fn part(fault: &Fault, symbols: &Symbols) -> Option<String> {
         Through::Vmalloc => None,
     };
     let line = fault.address % 4096 / LINE_BYTES * LINE_BYTES;
-    Some(named.map_or_else(|| format!("+{line:#x}"), String::from))
+    Some(named.unwrap_or_else(|| format!("+{line:#x}")))
 }
 
 /// Parts of one page that different nodes have written to.
@@ -260,8 +260,7 @@ impl Findings {
             *page.about.entry(place.clone()).or_default() += 1;
             match fault.through {
                 Through::Linear if symbols.is_static(fault.address) => {
-                    let names = symbols.on_page(fault.address).into_iter().map(String::from);
-                    page.holds.extend(names);
+                    page.holds.extend(symbols.on_page(fault.address));
                 }
                 Through::Vmalloc => {
                     page.holds

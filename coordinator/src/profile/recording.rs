@@ -78,6 +78,7 @@ pub(super) fn example(faults: &[(u16, Fault)]) -> Recording {
         nodes: vec![node("a", vec![0]), node("b", vec![1])],
         kernel: b"/kernel".to_vec(),
         kernel_id: FileId::of(&file).unwrap(),
+        variables: Default::default(),
     });
     recording.seconds = 1.0;
     let faults = faults.iter().enumerate().map(|(n, (node, fault))| {

@@ -30,17 +30,29 @@ pub(super) struct Symbols {
     variables: Vec<Symbol>,
     /// Of the data that lies in the file or is cleared at the start.
     data: std::ops::Range<u64>,
+    /// The model of what each CPU has a copy of, and how far away the copies are.
+    per_cpu: std::ops::Range<u64>,
+    copies: Vec<(u16, u64)>,
     /// Of a program that was built with them.
     lines: Option<Context<Reader>>,
 }
 
 impl Symbols {
-    /// Reads the symbol table of a program.
-    pub(super) fn read(path: &Path) -> Result<Self, String> {
+    /// Reads the symbol table of a kernel; `copies` says how far from their model the variables of each
+    /// CPU are.
+    pub(super) fn read(path: &Path, copies: Vec<(u16, u64)>) -> Result<Self, String> {
         let contents = std::fs::read(path).map_err(|error| error.to_string())?;
         let file = object::File::parse(&*contents).map_err(|error| error.to_string())?;
-        let mut symbols = Self::default();
+        let mut symbols = Self {
+            copies,
+            ..Self::default()
+        };
         for symbol in file.symbols() {
+            match symbol.name() {
+                Ok("__per_cpu_start") => symbols.per_cpu.start = symbol.address(),
+                Ok("__per_cpu_end") => symbols.per_cpu.end = symbol.address(),
+                _ => {}
+            }
             let into = match symbol.kind() {
                 SymbolKind::Text => &mut symbols.functions,
                 SymbolKind::Data => &mut symbols.variables,
@@ -113,31 +125,51 @@ impl Symbols {
         }
     }
 
-    pub(super) fn variable(&self, address: u64) -> Option<&str> {
-        at(&self.variables, address).map(|symbol| symbol.name.as_str())
+    /// Name of the variable at an address.
+    pub(super) fn variable(&self, address: u64) -> Option<String> {
+        let (model, cpu) = self.model(address);
+        let name = &at(&self.variables, model)?.name;
+        Some(of_cpu(name, cpu))
     }
 
     /// Whether an address is one of static data, with a name or without.
     pub(super) fn is_static(&self, address: u64) -> bool {
-        self.data.contains(&address)
+        self.data.contains(&self.model(address).0)
+    }
+
+    /// Where the model of a per-CPU variable is, and which CPU's it is; other addresses are their own.
+    fn model(&self, address: u64) -> (u64, Option<u16>) {
+        let copies = self.copies.iter();
+        copies
+            .map(|(cpu, offset)| (address.wrapping_sub(*offset), Some(*cpu)))
+            .find(|(model, _)| self.per_cpu.contains(model))
+            .unwrap_or((address, None))
     }
 
     /// Names of the variables that lie in the page of an address, at least in part.
-    pub(super) fn on_page(&self, address: u64) -> Vec<&str> {
+    pub(super) fn on_page(&self, address: u64) -> Vec<String> {
+        let (address, cpu) = self.model(address);
         let page = address / PAGE_BYTES * PAGE_BYTES;
         let end = self
             .variables
             .partition_point(|symbol| symbol.start < page + PAGE_BYTES);
-        let mut names: Vec<&str> = self.variables[..end]
+        let mut names: Vec<String> = self.variables[..end]
             .iter()
             .rev()
             // Of those that begin before it, one reaches into it.
             .take_while(|symbol| symbol.start + symbol.bytes > page)
             .take(PAGE_SYMBOLS_MAX)
-            .map(|symbol| symbol.name.as_str())
+            .map(|symbol| of_cpu(&symbol.name, cpu))
             .collect();
         names.reverse();
         names
+    }
+}
+
+fn of_cpu(name: &str, cpu: Option<u16>) -> String {
+    match cpu {
+        Some(cpu) => format!("{name} of CPU {cpu}"),
+        None => name.into(),
     }
 }
 
@@ -183,6 +215,8 @@ impl Symbols {
             functions,
             variables,
             data,
+            per_cpu: 0..0,
+            copies: Vec::new(),
             lines: None,
         }
     }
@@ -222,7 +256,7 @@ mod tests {
             assert_eq!(symbols.function(address), None);
         }
         assert_eq!(Symbols::default().function_name(0x1000), "0x1000");
-        assert_eq!(symbols.variable(0x70ff), Some("long"));
+        assert_eq!(symbols.variable(0x70ff).as_deref(), Some("long"));
         assert_eq!(symbols.variable(0x7108), None);
         assert!(symbols.is_static(0x7108) && !symbols.is_static(0x9000));
     }
@@ -239,8 +273,26 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_of_a_cpu_has_its_model_s_name() {
+        let mut symbols = some();
+        symbols.per_cpu = 0x7000..0x8000;
+        symbols.copies = vec![(0, 0x10_0000), (3, 0x20_0000)];
+        let name = |address| symbols.variable(address);
+        assert_eq!(name(0x7100).as_deref(), Some("short"));
+        assert_eq!(name(0x10_7100).as_deref(), Some("short of CPU 0"));
+        assert_eq!(name(0x20_7207).as_deref(), Some("other of CPU 3"));
+        assert_eq!(name(0x20_8000), None);
+        assert_eq!(name(0x30_7100), None);
+        assert_eq!(
+            symbols.on_page(0x20_7000),
+            ["long of CPU 3", "short of CPU 3", "other of CPU 3"]
+        );
+        assert!(symbols.is_static(0x20_7100) && !symbols.is_static(0x20_8000));
+    }
+
+    #[test]
     fn a_program_is_read() {
-        let symbols = Symbols::read(&std::env::current_exe().unwrap()).unwrap();
+        let symbols = Symbols::read(&std::env::current_exe().unwrap(), Vec::new()).unwrap();
         let (main, bytes) = {
             let main = symbols
                 .functions
@@ -261,8 +313,8 @@ mod tests {
         assert_eq!(symbols.line(1), None);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("none");
-        assert!(Symbols::read(&path).is_err());
+        assert!(Symbols::read(&path, Vec::new()).is_err());
         std::fs::write(&path, "no program").unwrap();
-        assert!(Symbols::read(&path).is_err());
+        assert!(Symbols::read(&path, Vec::new()).is_err());
     }
 }

@@ -3,8 +3,9 @@
 //! No pointer that comes in leads to guest memory, unless a function says so.
 
 use crate::image::{self, NodeImage, PAGE_BYTES};
+use crate::ipi::Call;
 use crate::slots::{self, Op};
-use crate::{clock, control, ipi, local_stack, start, stub};
+use crate::{clock, control, ipi, local_stack, pager, start, stub};
 use span_api::guest::{FromGuest, HaltKind};
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_ulonglong, c_void};
@@ -78,21 +79,22 @@ pub extern "C" fn node_start_cpu(cpu: c_int, sigset: c_ulonglong) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn node_cpu_started(cpu: c_int) {
+pub extern "C" fn node_cpu_started(cpu: c_int, variables: c_ulong) {
     // SAFETY: no arguments.
     let thread = unsafe { libc::gettid() };
     if start::memory_fd() < 0 {
         // A guest on one node has no pager.
-        local_stack::call(report_cpu, cpu as u64, thread as u64, 0, 0);
+        local_stack::call(report_cpu, cpu as u64, thread as u64, variables, 0);
     } else {
-        slots::request(Op::CpuStarted, cpu as u64, thread as u64, 0);
+        slots::request(Op::CpuStarted, cpu as u64, thread as u64, variables);
     }
 }
 
-extern "C" fn report_cpu(cpu: u64, thread: u64, _: u64, _: u64) -> u64 {
+extern "C" fn report_cpu(cpu: u64, thread: u64, variables: u64, _: u64) -> u64 {
     control::send(&FromGuest::CpuOnline {
         cpu: cpu as u16,
         tid: thread as i32,
+        variables,
     });
     0
 }
@@ -110,6 +112,47 @@ pub extern "C" fn node_cpu_run(cpu: c_int) {
 #[unsafe(no_mangle)]
 pub extern "C" fn node_send_ipi(cpu: c_int, vector: c_int) -> c_int {
     ipi::send(cpu, vector)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_call(
+    cpu: c_int,
+    from: c_int,
+    kind: c_int,
+    data: *mut c_void,
+    function: *mut c_void,
+    info: *mut c_void,
+) {
+    let who = cpu as u64 | (from as u64) << 16 | (kind as u64) << 32;
+    local_stack::call(post_call, who, data as u64, function as u64, info as u64);
+}
+
+extern "C" fn post_call(who: u64, data: u64, function: u64, info: u64) -> u64 {
+    let call = Call {
+        kind: (who >> 32) as u32,
+        from: u32::from((who >> 16) as u16),
+        data,
+        function,
+        info,
+    };
+    pager::call(who as u16, call);
+    0
+}
+
+/// # Safety
+/// `call` leads to a variable of the caller's, in memory of this process.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn node_take_call(cpu: c_int, call: *mut Call) -> c_int {
+    local_stack::call(take_call, cpu as u64, call as u64, 0, 0) as c_int
+}
+
+extern "C" fn take_call(cpu: u64, into: u64, _: u64, _: u64) -> u64 {
+    let Some(call) = ipi::take_call(cpu as u16) else {
+        return 0;
+    };
+    // SAFETY: `node_take_call`'s caller passes a variable of its own.
+    unsafe { *(into as *mut Call) = call };
+    1
 }
 
 /// Context: any; what it passes to the host lies in this library.
@@ -147,6 +190,12 @@ pub extern "C" fn node_vm_map(addr: c_ulong, phys: c_ulong, is_write: c_int) -> 
 #[unsafe(no_mangle)]
 pub extern "C" fn node_vm_drop(start: c_ulong, end: c_ulong) {
     slots::request(Op::VmDrop, start, end, 0);
+}
+
+/// Context: any.
+#[unsafe(no_mangle)]
+pub extern "C" fn node_settle() {
+    slots::request(Op::Settle, 0, 0, 0);
 }
 
 #[unsafe(no_mangle)]

@@ -5,6 +5,7 @@
 //! decodes as the pager does: page messages to the coherence engine, host calls to their own decoder.
 
 use crate::hostcall;
+use crate::ipi::Call;
 use crate::pager::wire::{self, Frame, HEADER_BYTES};
 use bytes::Bytes;
 use dsm::{Access, Config, Effect, Engine, Initial, NodeId, PageId};
@@ -208,6 +209,17 @@ mod tests {
             11 => Frame::ClockPong {
                 ticket: a,
                 clock_ns: b,
+            },
+            13 => Frame::Settle { ticket: a },
+            12 => Frame::Call {
+                cpu: a as u16,
+                call: Call {
+                    kind: a as u32,
+                    from: b as u32,
+                    data: a,
+                    function: b,
+                    info: c,
+                },
             },
             _ => Frame::Page(message(rng)),
         }

@@ -21,8 +21,26 @@ pub struct NodeImage {
     pub stub_futex: usize,
     pub stub_data_size: usize,
     pub ipi_signal: i32,
+    pub call_vector: i32,
     pub create_cpu: extern "C" fn(cpu: i32, sigset: u64) -> i32,
     pub kill_stub: extern "C" fn(slot: usize),
+}
+
+impl NodeImage {
+    /// Whether the kernel, or a module of its, may have code at the address.
+    pub(crate) fn is_code(&self, addr: u64) -> bool {
+        let addr = addr as usize;
+        (self.start..self.local_start).contains(&addr)
+            || (self.vm_start..self.vm_end).contains(&addr)
+    }
+
+    /// Whether the kernel may have data at the address.
+    pub(crate) fn is_data(&self, addr: u64) -> bool {
+        let addr = addr as usize;
+        (self.shared_start..self.shared_end).contains(&addr)
+            || (self.reserved..self.start + self.memory_size).contains(&addr)
+            || (self.vm_start..self.vm_end).contains(&addr)
+    }
 }
 
 static START: AtomicUsize = AtomicUsize::new(0);

@@ -2,8 +2,13 @@
 //!
 //! A vCPU thread has the pager send an interrupt to the node of the target, whose pager queues the signal to
 //! that vCPU's thread.
+//!
+//! A call of a function on another node's CPU goes along with its interrupt: whoever is interrupted need
+//! not fetch a page to find out what to do, nor whoever waits one to see that it is done.
 
 use crate::{local_stack, pager};
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The kernel's vectors (`UML_IPI_*`) are below this.
 const VECTORS: i32 = 32;
@@ -19,6 +24,40 @@ pub(crate) fn send(cpu: i32, vector: i32) -> i32 {
     }
     local_stack::call(interrupt, cpu as u64, vector as u64, 0, 0);
     0
+}
+
+/// `struct node_call` of the kernel's: what is to be done on a CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Call {
+    /// `enum node_call_kind`, which means something to the kernel only.
+    pub(crate) kind: u32,
+    /// The CPU that asks.
+    pub(crate) from: u32,
+    /// A `call_single_data_t`.
+    pub(crate) data: u64,
+    pub(crate) function: u64,
+    pub(crate) info: u64,
+}
+
+/// For each of this node's CPUs.
+static CALLS: [Mutex<VecDeque<Call>>; span_api::CPUS_MAX] =
+    [const { Mutex::new(VecDeque::new()) }; span_api::CPUS_MAX];
+
+fn calls(cpu: u16) -> MutexGuard<'static, VecDeque<Call>> {
+    CALLS[usize::from(cpu)]
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For a CPU of this node's, before it is interrupted.
+pub(crate) fn bring_call(cpu: u16, call: Call) {
+    calls(cpu).push_back(call);
+}
+
+/// The next for a CPU of this node's. Context: local stack.
+pub(crate) fn take_call(cpu: u16) -> Option<Call> {
+    calls(cpu).pop_front()
 }
 
 /// `siginfo_t` as `rt_tgsigqueueinfo` wants it for a signal with a value.

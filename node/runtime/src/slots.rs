@@ -29,6 +29,8 @@ pub(crate) enum Op {
     VmMap,
     /// start, end: drop mappings of kernel virtual memory on all nodes
     VmDrop,
+    /// until what other nodes have sent so far has arrived
+    Settle,
     /// cpu, signal mask: create a vCPU's thread on its node
     StartCpu,
     /// cpu, thread id, where its per-CPU variables are: this thread is that vCPU
@@ -45,10 +47,11 @@ pub(crate) enum Op {
     HostCall,
 }
 
-const OPS: [Op; 10] = [
+const OPS: [Op; 11] = [
     Op::Fault,
     Op::VmMap,
     Op::VmDrop,
+    Op::Settle,
     Op::StartCpu,
     Op::CpuStarted,
     Op::CpuWait,

@@ -4,6 +4,7 @@ use super::alarm::Alarm;
 use super::net::{Net, NetError};
 use super::{Pager, Remote};
 use crate::image::NodeImage;
+use crate::ipi::Call;
 use crate::view::View;
 use crate::{clock, control, slots, spin};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -52,6 +53,11 @@ pub(crate) fn tell(message: Remote) {
 /// An interrupt for a CPU. Context: local stack.
 pub(crate) fn interrupt(cpu: u16, vector: u32) {
     with(|pager| pager.send_interrupt(cpu, vector));
+}
+
+/// A call of a function on another node's CPU. Context: local stack.
+pub(crate) fn call(cpu: u16, call: Call) {
+    with(|pager| pager.send_call(cpu, call));
 }
 
 /// Takes the request in a slot to the pager and waits until it is answered. Context: local stack, of the

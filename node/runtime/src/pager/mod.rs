@@ -19,7 +19,7 @@ mod recorder;
 mod requests;
 pub(crate) mod wire;
 
-pub(crate) use drive::{Meeting, ask, interrupt, run, tell};
+pub(crate) use drive::{Meeting, ask, call, interrupt, run, tell};
 
 use crate::image::{NodeImage, PAGE_BYTES};
 use crate::view::{Protection, View};
@@ -117,8 +117,8 @@ pub(crate) struct Pager {
 enum Ticket {
     /// A request that one peer answers.
     Slot(u32),
-    /// A drop of virtual memory: this many peers are still to answer.
-    VmDrop {
+    /// All others were asked: this many are still to answer.
+    All {
         slot: u32,
         missing: usize,
     },

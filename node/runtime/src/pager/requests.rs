@@ -7,6 +7,7 @@ use super::{
 };
 use crate::control::Question;
 use crate::image::{self, NodeImage, PAGE_BYTES};
+use crate::ipi::Call;
 use crate::slots::{Op, Request};
 use crate::view::Protection;
 use crate::{clock, control, hostcall, ipi, slots, stub};
@@ -107,7 +108,15 @@ impl Pager {
                 };
                 self.fault(slot, (b >> 1) as u32, b & 1 != 0, touch);
             }
-            Op::VmDrop => self.drop_vm_everywhere(slot, a, b),
+            Op::VmDrop => {
+                self.drop_vm(a, b);
+                self.ask_all(slot, |ticket| Frame::VmDrop {
+                    ticket,
+                    start: a,
+                    end: b,
+                });
+            }
+            Op::Settle => self.ask_all(slot, |ticket| Frame::Settle { ticket }),
             Op::StartCpu => self.start_cpu(slot, a as u16, b),
             Op::CpuStarted => {
                 self.threads.insert(a as u16, b as i32);
@@ -115,6 +124,7 @@ impl Pager {
                 control::send(&FromGuest::CpuOnline {
                     cpu: a as u16,
                     tid: b as i32,
+                    variables: c,
                 });
                 slots::complete(slot, 1);
             }
@@ -217,6 +227,12 @@ impl Pager {
                 self.stats.ipis_received += 1;
                 self.interrupt(cpu, vector);
             }
+            Frame::Call { cpu, call } => {
+                self.check_cpu(cpu)?;
+                self.check_call(&call)?;
+                self.stats.ipis_received += 1;
+                self.bring(cpu, call);
+            }
             Frame::StartCpu {
                 ticket,
                 cpu,
@@ -234,6 +250,7 @@ impl Pager {
                 self.drop_vm(start, end);
                 self.send(from, Frame::Done { ticket, result: 1 });
             }
+            Frame::Settle { ticket } => self.send(from, Frame::Done { ticket, result: 1 }),
             Frame::StubKick { ticket, slot } => {
                 self.kick(slot, Asker::Peer { node: from, ticket });
             }
@@ -292,11 +309,11 @@ impl Pager {
     fn finish(&mut self, ticket: u64, result: u64) -> Result<(), String> {
         match self.tickets.remove(&ticket) {
             Some(Ticket::Slot(slot)) => slots::complete(slot, result),
-            Some(Ticket::VmDrop { slot, missing: 1 }) => slots::complete(slot, 1),
-            Some(Ticket::VmDrop { slot, missing }) => {
+            Some(Ticket::All { slot, missing: 1 }) => slots::complete(slot, 1),
+            Some(Ticket::All { slot, missing }) => {
                 self.tickets.insert(
                     ticket,
-                    Ticket::VmDrop {
+                    Ticket::All {
                         slot,
                         missing: missing - 1,
                     },
@@ -305,6 +322,16 @@ impl Pager {
             _ => return Err("answered something that nobody asked for".to_string()),
         }
         Ok(())
+    }
+
+    /// Asks all other nodes something that each answers with [`Frame::Done`].
+    fn ask_all(&mut self, slot: u32, frame: impl Fn(u64) -> Frame) {
+        let missing = usize::from(self.nodes) - 1;
+        let ticket = self.ticket(Ticket::All { slot, missing });
+        let me = self.me;
+        for node in (0..self.nodes).filter(|node| *node != me) {
+            self.send(node, frame(ticket));
+        }
     }
 
     // CPUs
@@ -344,6 +371,32 @@ impl Pager {
         } else {
             self.send(node, Frame::Ipi { cpu, vector });
         }
+    }
+
+    pub(super) fn send_call(&mut self, cpu: u16, call: Call) {
+        let node = self.node_of(u64::from(cpu));
+        self.stats.ipis_sent += 1;
+        if node == self.me {
+            self.bring(cpu, call);
+        } else {
+            self.send(node, Frame::Call { cpu, call });
+        }
+    }
+
+    /// Nothing but the kernel's own code is called.
+    fn check_call(&self, call: &Call) -> Result<(), String> {
+        if call.function != 0 && !self.image.is_code(call.function) {
+            return Err(format!("calls {:#x}, which is no code", call.function));
+        }
+        if !self.image.is_data(call.data) {
+            return Err(format!("calls with {:#x}, which is no data", call.data));
+        }
+        Ok(())
+    }
+
+    fn bring(&mut self, cpu: u16, call: Call) {
+        ipi::bring_call(cpu, call);
+        self.interrupt(cpu, self.image.call_vector as u32);
     }
 
     fn interrupt(&self, cpu: u16, vector: u32) {
@@ -410,18 +463,6 @@ impl Pager {
             self.forget_vm(va);
             // SAFETY: mapped by `map_vm`, and in no use: the kernel has removed its page table entry.
             unsafe { libc::munmap(va as *mut _, PAGE_BYTES) };
-        }
-    }
-
-    fn drop_vm_everywhere(&mut self, slot: u32, start: u64, end: u64) {
-        self.drop_vm(start, end);
-        let others: Vec<u16> = (0..self.nodes).filter(|n| *n != self.me).collect();
-        let ticket = self.ticket(Ticket::VmDrop {
-            slot,
-            missing: others.len(),
-        });
-        for node in others {
-            self.send(node, Frame::VmDrop { ticket, start, end });
         }
     }
 

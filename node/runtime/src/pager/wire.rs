@@ -5,6 +5,7 @@
 //! length, and a page inside guest memory is checked by the engine.
 
 use crate::image::PAGE_BYTES;
+use crate::ipi::Call;
 use bytes::Bytes;
 use dsm::{Access, Body, Kind, Message, NodeId, NodeSet, PageId, RequestId, State};
 use zerocopy::little_endian::{U32, U64};
@@ -47,6 +48,11 @@ pub(crate) enum Frame {
         cpu: u16,
         vector: u32,
     },
+    /// An interrupt that says what to do.
+    Call {
+        cpu: u16,
+        call: Call,
+    },
     StartCpu {
         ticket: u64,
         cpu: u16,
@@ -59,6 +65,10 @@ pub(crate) enum Frame {
         ticket: u64,
         start: u64,
         end: u64,
+    },
+    /// To be answered, behind everything that was sent before.
+    Settle {
+        ticket: u64,
     },
     StubKick {
         ticket: u64,
@@ -75,7 +85,7 @@ pub(crate) enum Frame {
         ticket: u64,
         reply: Bytes,
     },
-    /// Answers `StartCpu`, `VmDrop` and `StubKick`.
+    /// Answers `StartCpu`, `VmDrop`, `Settle` and `StubKick`.
     Done {
         ticket: u64,
         result: u64,
@@ -118,6 +128,8 @@ const HOST_REPLY: u8 = 24;
 const DONE: u8 = 25;
 const CLOCK_PING: u8 = 26;
 const CLOCK_PONG: u8 = 27;
+const CALL: u8 = 28;
+const SETTLE: u8 = 29;
 
 const BODY_NONE: u8 = 0;
 const BODY_ZERO: u8 = 1;
@@ -175,6 +187,13 @@ pub(crate) fn encode(frame: Frame, clock_ns: u64) -> (Bytes, Option<Bytes>) {
         }
         Frame::Hello { node, boot } => words(HELLO, u64::from(node), boot, 0),
         Frame::Ipi { cpu, vector } => words(IPI, u64::from(cpu), u64::from(vector), 0),
+        Frame::Call { cpu, call } => {
+            let mut header = words(CALL, call.data, call.function, call.info);
+            header.page.set(u32::from(cpu));
+            header.requester.set(call.from);
+            header.epoch.set(call.kind);
+            header
+        }
         Frame::StartCpu {
             ticket,
             cpu,
@@ -182,6 +201,7 @@ pub(crate) fn encode(frame: Frame, clock_ns: u64) -> (Bytes, Option<Bytes>) {
         } => words(START_CPU, ticket, u64::from(cpu), sigset),
         Frame::CpuRun { cpu } => words(CPU_RUN, u64::from(cpu), 0, 0),
         Frame::VmDrop { ticket, start, end } => words(VM_DROP, ticket, start, end),
+        Frame::Settle { ticket } => words(SETTLE, ticket, 0, 0),
         Frame::StubKick { ticket, slot } => words(STUB_KICK, ticket, slot, 0),
         Frame::StubKill { slot } => words(STUB_KILL, slot, 0, 0),
         Frame::HostCall { ticket, request } => {
@@ -310,6 +330,16 @@ pub(crate) fn decode(header: &Header, payload: Bytes) -> Result<Frame, WireError
             cpu: small(a, "CPU")?,
             vector: u32::from(small(b, "vector")?),
         },
+        CALL => Frame::Call {
+            cpu: small(header.page.get().into(), "CPU")?,
+            call: Call {
+                kind: header.epoch.get(),
+                from: header.requester.get(),
+                data: a,
+                function: b,
+                info: c,
+            },
+        },
         START_CPU => Frame::StartCpu {
             ticket: a,
             cpu: small(b, "CPU")?,
@@ -318,6 +348,7 @@ pub(crate) fn decode(header: &Header, payload: Bytes) -> Result<Frame, WireError
         CPU_RUN => Frame::CpuRun {
             cpu: small(a, "CPU")?,
         },
+        SETTLE => Frame::Settle { ticket: a },
         VM_DROP => Frame::VmDrop {
             ticket: a,
             start: b,
@@ -445,8 +476,21 @@ mod tests {
     }
 
     #[test]
+    fn a_call_survives_the_wire() {
+        let call = Call {
+            kind: 1,
+            from: 63,
+            data: u64::MAX,
+            function: 1 << 40,
+            info: 3,
+        };
+        let frame = Frame::Call { cpu: 62, call };
+        assert_eq!(round_trip(frame.clone()), frame);
+    }
+
+    #[test]
     fn every_unknown_byte_is_refused() {
-        for kind in (0..=255u8).filter(|k| !(1..=7).contains(k) && !(16..=27).contains(k)) {
+        for kind in (0..=255u8).filter(|k| !(1..=7).contains(k) && !(16..=29).contains(k)) {
             let header = Header::new(kind);
             assert!(
                 matches!(decode(&header, Bytes::new()), Err(WireError::Kind(_))),

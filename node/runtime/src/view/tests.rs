@@ -31,6 +31,7 @@ fn image(pages: usize) -> NodeImage {
         stub_futex: 0,
         stub_data_size: PAGE_BYTES,
         ipi_signal: 0,
+        call_vector: 1,
         create_cpu: no_cpu,
         kill_stub: no_stub,
     }

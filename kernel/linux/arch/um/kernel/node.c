@@ -6,6 +6,7 @@
 #include <linux/cpumask.h>
 #include <linux/init.h>
 #include <linux/mm.h>
+#include <linux/percpu.h>
 #include <linux/proc_fs.h>
 #include <linux/sched.h>
 #include <linux/sched/topology.h>
@@ -37,25 +38,76 @@ int node_vm_fault(unsigned long addr, int is_write)
 }
 
 /*
- * node_spin_lock() - the slow path of a spinlock; see asm/qspinlock.h
+ * Spinlocks: the slow path, see asm/qspinlock.h. A node that has a lock has the
+ * pages of what it protects as well, so whoever waits lets others have it for a
+ * while. Then it draws a number, and as long as there are numbers the lock goes
+ * to them in order: nobody waits for longer than all others' patience, and what
+ * those before it do with the lock.
  *
+ * Numbers lie where the generic lock has the tail of its queue; what takes and
+ * gives a free lock, inline, only asks whether there is anything besides.
+ */
+#define SPIN_PATIENCE_TURNS	32	/* some 7 ms */
+#define SPIN_SERVED_SHIFT	16	/* the number that gets the lock next */
+#define SPIN_DRAWN_SHIFT	24	/* the number to be drawn next */
+
+static u8 spin_number(int val, int shift)
+{
+	return (u32)val >> shift;
+}
+
+static void spin_lock_in_turn(struct qspinlock *lock)
+{
+	u8 number = spin_number(atomic_fetch_add(1U << SPIN_DRAWN_SHIFT,
+						 &lock->val), SPIN_DRAWN_SHIFT);
+	unsigned int turn = 0;
+
+	/* Each CPU draws one at most */
+	BUILD_BUG_ON(NR_CPUS > U8_MAX);
+
+	for (;;) {
+		int val = atomic_read(&lock->val);
+		u8 drawn = spin_number(val, SPIN_DRAWN_SHIFT), next = number + 1;
+		u32 taken = _Q_LOCKED_VAL;
+
+		if ((val & _Q_LOCKED_MASK) ||
+		    spin_number(val, SPIN_SERVED_SHIFT) != number) {
+			node_pause(turn++);
+			continue;
+		}
+		/* The last one leaves no numbers behind */
+		if (next != drawn)
+			taken |= next << SPIN_SERVED_SHIFT |
+				 (u32)drawn << SPIN_DRAWN_SHIFT;
+		if (atomic_try_cmpxchg_acquire(&lock->val, &val, taken))
+			return;
+	}
+}
+
+/*
  * It is read before it is written to: if it is still taken, the page need not
  * leave whoever has it.
  */
 void node_spin_lock(struct qspinlock *lock)
 {
-	unsigned int turn = 0;
+	unsigned int turn;
 
-	for (;;) {
+	for (turn = 0; turn < SPIN_PATIENCE_TURNS; turn++) {
 		int val = atomic_read(&lock->val);
 
 		if (!val && atomic_try_cmpxchg_acquire(&lock->val, &val,
 						       _Q_LOCKED_VAL))
 			return;
-		node_pause(turn++);
+		node_pause(turn);
 	}
+	spin_lock_in_turn(lock);
 }
 EXPORT_SYMBOL(node_spin_lock);
+
+unsigned long node_cpu_variables(int cpu)
+{
+	return per_cpu_offset(cpu);
+}
 
 #ifdef CONFIG_SMP
 /* Between two looks at what another CPU will change; see asm/barrier.h */
@@ -68,6 +120,70 @@ void um_spin_wait(unsigned int turn)
 }
 EXPORT_SYMBOL(um_spin_wait);
 #endif
+
+/*
+ * A function is to be called on another node's CPU, or a task to be woken there.
+ * The message that interrupts it says what to do, so that neither that CPU nor
+ * the one that waits for it has to fetch a page for the call itself.
+ */
+bool arch_smp_call(int cpu, struct llist_node *node)
+{
+	call_single_data_t *csd = container_of(node, call_single_data_t,
+					       node.llist);
+	unsigned int type = csd->node.u_flags & CSD_FLAG_TYPE_MASK;
+	int me = raw_smp_processor_id();
+
+	if (!arch_smp_call_tells(cpu))
+		return false;
+
+	/* The answer is an interrupt, too */
+	if (type == CSD_TYPE_SYNC && !irqs_disabled())
+		node_call(cpu, me, NODE_CALL_SYNC, csd, csd->func, csd->info);
+	else
+		node_call(cpu, me, NODE_CALL_QUEUE, csd, NULL, NULL);
+	return true;
+}
+
+/*
+ * Who changes a task's affinity relies on finding it in the queue of the CPU
+ * that is to wake it, see migration_cpu_stop(). Messages of a node arrive in
+ * order: when all have answered, what they sent before is here.
+ */
+void arch_smp_call_settle(void)
+{
+	if (node_active()) {
+		node_settle();
+		node_do_calls();
+	}
+}
+
+/* Called with interrupts off, before what is in the CPU's queue is done */
+void node_do_calls(void)
+{
+	static struct node_call calls[NR_CPUS] __node_local;
+	int me = raw_smp_processor_id();
+	struct node_call *call = &calls[me];
+
+	while (node_take_call(me, call)) {
+		call_single_data_t *csd = call->data;
+		smp_call_func_t function = call->function;
+		int from = call->from;
+
+		switch (call->kind) {
+		case NODE_CALL_QUEUE:
+			smp_call_queue_here(&csd->node.llist);
+			break;
+		case NODE_CALL_SYNC:
+			function(call->info);
+			node_call(from, me, NODE_CALL_DONE, csd, NULL, NULL);
+			break;
+		case NODE_CALL_DONE:
+			/* Whoever waits goes on, and csd may be gone */
+			smp_store_release(&csd->node.u_flags, 0);
+			break;
+		}
+	}
+}
 
 /* Time was set, and each node is to know; see kernel/time/timekeeping.c */
 void arch_time_on_each_node(void (*function)(void *))

@@ -72,6 +72,7 @@ int __init os_node_start(void)
 	node_image.stub_futex = offsetof(struct stub_data, futex);
 	node_image.stub_data_size = sizeof(struct stub_data);
 	node_image.ipi_signal = IPI_SIGNAL;
+	node_image.call_vector = UML_IPI_CALL_SINGLE;
 	node_image.create_cpu = os_create_cpu_thread;
 	node_image.kill_stub = os_node_kill_stub;
 

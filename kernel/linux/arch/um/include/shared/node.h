@@ -38,6 +38,7 @@ struct node_image {
 	unsigned long stub_futex;	/* offset of futex in struct stub_data */
 	unsigned long stub_data_size;
 	int ipi_signal;
+	int call_vector;		/* of the IPI that comes with a call */
 	/* Create the thread of a CPU; called on a thread of libnode's. */
 	int (*create_cpu)(int cpu, unsigned long long sigset);
 	/* End a stub, likewise */
@@ -62,10 +63,35 @@ int node_page_fault(unsigned long addr, int is_write, unsigned long ip);
 /* CPUs */
 int node_of_cpu(int cpu);
 int node_start_cpu(int cpu, unsigned long long sigset);
-void node_cpu_started(int cpu);
+void node_cpu_started(int cpu, unsigned long variables);
 void node_cpu_wait(int cpu);
 void node_cpu_run(int cpu);
 int node_send_ipi(int cpu, int vector);
+
+/*
+ * Calls of functions on other nodes' CPUs, which go along with an IPI. from is
+ * the CPU that calls; data a call_single_data_t of its.
+ */
+enum node_call_kind {
+	NODE_CALL_QUEUE,	/* put data where the CPU looks for what to do */
+	NODE_CALL_SYNC,		/* call the function, then tell from */
+	NODE_CALL_DONE,		/* to from: that has been done */
+};
+
+struct node_call {
+	unsigned int kind;
+	unsigned int from;
+	void *data;
+	void *function;
+	void *info;
+};
+
+void node_call(int cpu, int from, int kind, void *data, void *function,
+	       void *info);
+int node_take_call(int cpu, struct node_call *call);
+
+/* Returns when what other nodes have sent so far has arrived */
+void node_settle(void);
 
 /* Wait a little, the longer the more often it was in vain: not to be spun for */
 void node_pause(unsigned int turn);
@@ -110,6 +136,10 @@ void os_node_page_touch(unsigned long addr, int is_write);
 struct qspinlock;
 
 int node_vm_fault(unsigned long addr, int is_write);
+void node_do_calls(void);
 void node_spin_lock(struct qspinlock *lock);
+
+/* How far a CPU's variables are from where the image has them, for profiles */
+unsigned long node_cpu_variables(int cpu);
 
 #endif
