@@ -1,6 +1,7 @@
 /* What all parts of the gauge use; gauge.c says what it is. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <sched.h>

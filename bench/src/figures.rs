@@ -16,6 +16,8 @@ pub(crate) enum Unit {
     Faults,
     #[serde(rename = "pages")]
     Pages,
+    #[serde(rename = "%")]
+    Percent,
 }
 
 impl Unit {
@@ -23,7 +25,7 @@ impl Unit {
         match self {
             Self::Milliseconds => 1e-6,
             Self::Microseconds => 1e-3,
-            Self::Faults | Self::Pages => 1.0,
+            Self::Faults | Self::Pages | Self::Percent => 1.0,
         }
     }
 
@@ -33,6 +35,7 @@ impl Unit {
             Self::Microseconds => "µs",
             Self::Faults => "faults",
             Self::Pages => "pages",
+            Self::Percent => "%",
         }
     }
 }

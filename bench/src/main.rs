@@ -55,6 +55,8 @@ enum Group {
     Remote,
     /// Faults of a fork+exec and of a pipe round trip between nodes
     Counts,
+    /// Calls and locks between CPUs of two nodes, inside the kernel
+    Kernel,
     /// System calls, processes and memory on one node
     Single,
     /// Faults of three nodes that have nothing to do with each other
@@ -67,6 +69,7 @@ impl Group {
             Self::Boot => measure::boot::measure(setting),
             Self::Remote => measure::remote::measure(setting),
             Self::Counts => measure::counts::measure(setting),
+            Self::Kernel => measure::kernel::measure(setting),
             Self::Single => measure::single::measure(setting),
             Self::Rest => measure::rest::measure(setting),
         }

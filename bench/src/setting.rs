@@ -17,6 +17,7 @@ const CALIBRATION_MS: &str = "200";
 const GAUGE: &str = concat!(
     include_str!("../programs/common.c"),
     include_str!("../programs/floors.c"),
+    include_str!("../programs/kernel.c"),
     include_str!("../programs/gauge.c"),
 );
 
@@ -40,6 +41,8 @@ pub(crate) struct Effort {
     /// ... and rounds between which faults are counted.
     pub(crate) pipes: u32,
     pub(crate) execs: u32,
+    /// Calls of a function on another CPU, and how often two CPUs take a lock.
+    pub(crate) kernel: (u32, u32),
     /// Seconds for which a guest is left alone.
     pub(crate) rest_s: u32,
 }
@@ -55,6 +58,7 @@ impl Effort {
         floor: 4000,
         pipes: 1000,
         execs: 100,
+        kernel: (1600, 100_000),
         rest_s: 30,
     };
     pub(crate) const QUICK: Self = Self {
@@ -67,6 +71,7 @@ impl Effort {
         floor: 1000,
         pipes: 200,
         execs: 20,
+        kernel: (320, 20_000),
         rest_s: 10,
     };
 }
@@ -172,6 +177,16 @@ impl Setting {
             &format!("gauge {} in upstream's kernel", arguments[0]),
             command,
         )
+    }
+
+    /// A module of Span's kernel where guests find it: a product may lie in /tmp, of which a guest has
+    /// its own.
+    pub(crate) fn module(&self, name: &str) -> Result<String> {
+        let module = span_tests::find(&format!("modules/{name}")).map_err(Error::Missing)?;
+        let copy = self.world.path("work").join(name);
+        std::fs::copy(&module, &copy)
+            .map_err(|error| Error::Failed(format!("{}: {error}", module.display())))?;
+        Ok(copy.display().to_string())
     }
 
     /// The gauge as the command of a guest of Span's.
