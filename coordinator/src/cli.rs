@@ -80,6 +80,12 @@ pub(crate) enum Command {
         /// Give the command a terminal
         #[arg(short, long)]
         tty: bool,
+        /// Run it on this CPU only
+        #[arg(long, value_name = "N", conflicts_with = "node")]
+        cpu: Option<u16>,
+        /// Run it on the CPUs of this node only
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
         /// Command and arguments
         #[arg(last = true, required = true, value_name = "CMD")]
         argv: Vec<OsString>,

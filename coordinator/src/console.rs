@@ -104,6 +104,7 @@ impl Shell {
             argv: Vec::new(),
             env: environment::for_command(),
             directory: b"/".to_vec(),
+            cpus: Vec::new(),
             terminal: Some(size),
         };
         if self

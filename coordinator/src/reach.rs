@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::output::say;
 use crate::rundir::{Base, LOG_FILE, OLD_LOG_FILE, Watched, is_running};
 use crate::stats;
-use crate::status::{self, Status};
+use crate::status::{self, NodeStatus, Status};
 use crate::stdio::{self, Ended};
 use crate::terminal;
 use serde_json::json;
@@ -47,9 +47,19 @@ pub(crate) async fn run(command: Command) -> Result<u8, Failure> {
             json,
         } => logs(&find(&target)?.1, follow, json).await,
         Command::Console { target } => console(&target).await,
-        Command::Exec { target, tty, argv } => {
+        Command::Exec {
+            target,
+            tty,
+            cpu,
+            node,
+            argv,
+        } => {
             let argv = argv.into_iter().map(OsStringExt::into_vec).collect();
-            exec(&target, argv, tty).await
+            let cpus = match (cpu, node) {
+                (None, None) => Vec::new(),
+                (cpu, node) => cpus(&status(&target).await?, cpu, node.as_deref())?,
+            };
+            exec(&target, argv, cpus, tty).await
         }
         Command::Down { target, json } => {
             let (name, directory) = find(&target)?;
@@ -125,7 +135,36 @@ async fn list(json: bool) -> Result<u8, Failure> {
     print(&text)
 }
 
-async fn exec(target: &Target, argv: Vec<Vec<u8>>, tty: bool) -> Result<u8, Failure> {
+/// The CPUs that are meant by one of the options of `exec`.
+fn cpus(status: &Status, cpu: Option<u16>, node: Option<&str>) -> Result<Vec<u16>, Failure> {
+    let of = |node: &NodeStatus| node.cpus.iter().map(|cpu| cpu.cpu).collect::<Vec<u16>>();
+    if let Some(name) = node {
+        let names: Vec<&str> = status.nodes.iter().map(|node| node.name.as_str()).collect();
+        let node = status.nodes.iter().find(|node| node.name == name);
+        return node.map(of).ok_or_else(|| {
+            let names = names.join(", ");
+            Failure::usage(&format!("--node {name}: the guest has the nodes {names}"))
+        });
+    }
+    let all: Vec<u16> = status.nodes.iter().flat_map(of).collect();
+    match cpu {
+        Some(cpu) if all.contains(&cpu) => Ok(vec![cpu]),
+        Some(cpu) => {
+            let last = all.iter().max().copied().unwrap_or_default();
+            Err(Failure::usage(&format!(
+                "--cpu {cpu}: the guest has the CPUs 0 to {last}"
+            )))
+        }
+        None => Ok(all),
+    }
+}
+
+async fn exec(
+    target: &Target,
+    argv: Vec<Vec<u8>>,
+    cpus: Vec<u16>,
+    tty: bool,
+) -> Result<u8, Failure> {
     let (name, directory) = find(target)?;
     let pipe = Client::connect(&name, &directory)
         .await?
@@ -137,6 +176,7 @@ async fn exec(target: &Target, argv: Vec<Vec<u8>>, tty: bool) -> Result<u8, Fail
         env: environment::for_command(),
         directory: std::env::current_dir()
             .map_or(b"/".to_vec(), |path| path.into_os_string().into_vec()),
+        cpus,
         terminal: terminal.then(terminal::size),
     };
     let options = stdio::Options {

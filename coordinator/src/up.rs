@@ -119,6 +119,7 @@ pub(crate) fn command(options: &UpOptions, plan: &Plan, terminal: bool) -> Comma
         argv: argv.collect(),
         env: environment::for_command(),
         directory: here.map_or(b"/".to_vec(), |path| path.into_os_string().into_vec()),
+        cpus: Vec::new(),
         terminal: terminal.then(terminal::size),
     }
 }

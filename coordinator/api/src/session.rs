@@ -32,6 +32,8 @@ pub struct Command {
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// Working directory; `/` where it does not exist.
     pub directory: Vec<u8>,
+    /// Where it may run; empty: on all CPUs.
+    pub cpus: Vec<u16>,
     /// With a size: run on a pseudo terminal of that size, whose output comes as `Stdout`.
     pub terminal: Option<WindowSize>,
 }

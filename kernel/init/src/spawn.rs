@@ -4,6 +4,7 @@ use crate::{accounts::Account, root};
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     pty::{OpenptyResult, Winsize, openpty},
+    sched::{CpuSet, sched_setaffinity},
     sys::signal::{
         SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
     },
@@ -49,6 +50,8 @@ pub(crate) enum SpawnError {
     ZeroByte(#[from] std::ffi::NulError),
     #[error("the command has no name")]
     NoName,
+    #[error("no such CPU")]
+    Cpus(#[source] nix::Error),
     #[error("the streams could not be made")]
     Streams(#[source] nix::Error),
     #[error("no new process")]
@@ -63,6 +66,7 @@ pub(crate) struct Prepared {
     argv: Vec<CString>,
     env: Vec<CString>,
     directory: CString,
+    cpus: Option<CpuSet>,
 }
 
 pub(crate) fn prepare(command: &Command, account: &Account) -> Result<Prepared, SpawnError> {
@@ -100,7 +104,16 @@ pub(crate) fn prepare(command: &Command, account: &Account) -> Result<Prepared, 
         argv: strings(argv)?,
         env: strings(env.into_iter().map(variable).collect())?,
         directory: CString::new(command.directory.clone())?,
+        cpus: cpu_set(&command.cpus).map_err(SpawnError::Cpus)?,
     })
+}
+
+fn cpu_set(cpus: &[u16]) -> nix::Result<Option<CpuSet>> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set((*cpu).into())?;
+    }
+    Ok(Some(set).filter(|_| !cpus.is_empty()))
 }
 
 fn add_defaults(env: &mut Vec<(Vec<u8>, Vec<u8>)>, account: &Account, is_shell: bool) {
@@ -244,6 +257,9 @@ fn run(prepared: &Prepared, streams: &ChildStreams) -> nix::Error {
 
 fn enter(prepared: &Prepared, streams: &ChildStreams) -> nix::Result<()> {
     setsid()?;
+    if let Some(cpus) = &prepared.cpus {
+        sched_setaffinity(Pid::from_raw(0), cpus)?;
+    }
     match streams {
         ChildStreams::Pipes {
             stdin,
@@ -328,6 +344,7 @@ mod tests {
                 .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
                 .collect(),
             directory: b"/".to_vec(),
+            cpus: Vec::new(),
             terminal: None,
         }
     }

@@ -77,12 +77,14 @@ pub(crate) fn command(argv: Vec<Vec<u8>>) -> Command {
         argv,
         env: Vec::new(),
         directory: b"/".to_vec(),
+        cpus: Vec::new(),
         terminal: None,
     }
 }
 
 pub(crate) fn terminal_command(argv: Vec<Vec<u8>>, rows: u16, columns: u16) -> Command {
     Command {
+        cpus: Vec::new(),
         terminal: Some(WindowSize { rows, columns }),
         ..command(argv)
     }
