@@ -9,6 +9,7 @@ mod recording;
 mod symbols;
 mod text;
 mod trace;
+mod uses;
 
 use crate::artefacts::FileId;
 use crate::cli::{ProfileOptions, UpOptions};
@@ -130,7 +131,8 @@ pub(crate) async fn running(
             _ = interrupted.recv() => {}
         }
     };
-    let recording = record(subject, told, until).await;
+    let mut recording = record(subject, told, until).await;
+    recording.uses = uses::of(&recording, &name, &directory).await;
     let text = finish(recording, files)?;
     put(&text).map(|_| 0)
 }
@@ -229,7 +231,8 @@ async fn measure(
         how
     };
     let recorded = record(subject, told, async { _ = done.await });
-    let (how, recording) = tokio::join!(session, recorded);
+    let (how, mut recording) = tokio::join!(session, recorded);
+    recording.uses = uses::of(&recording, name, directory).await;
     Ok((recording, how))
 }
 

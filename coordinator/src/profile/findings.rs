@@ -124,7 +124,7 @@ pub(super) struct Findings {
 }
 
 /// What a fault was about.
-fn place(fault: &Fault, symbols: &Symbols) -> String {
+fn place(fault: &Fault, symbols: &Symbols, uses: &BTreeMap<u32, String>) -> String {
     if let Some(user) = fault.user {
         return format!("user process {}", user.stub_pid);
     }
@@ -136,7 +136,10 @@ fn place(fault: &Fault, symbols: &Symbols) -> String {
         Through::Linear => match symbols.variable(fault.address) {
             Some(name) => name,
             None if symbols.is_static(fault.address) => "static data without a name".into(),
-            None => "linear map".into(),
+            None => match uses.get(&fault.page) {
+                Some(used) => used.clone(),
+                None => "linear map".into(),
+            },
         },
     }
 }
@@ -249,7 +252,7 @@ impl Findings {
             }
             functions.add(symbols.function_name(fault.instruction), node, fault);
             instructions.add(symbols.instruction(fault.instruction), node, fault);
-            let place = place(fault, symbols);
+            let place = place(fault, symbols, &recording.uses);
             let page = pages.entry(fault.page).or_insert_with(|| PageSeen {
                 tally: Tally::new(nodes),
                 about: BTreeMap::new(),

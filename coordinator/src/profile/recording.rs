@@ -3,6 +3,7 @@
 use crate::control::Told;
 use crate::guest::Subject;
 use span_api::profile::Fault;
+use std::collections::BTreeMap;
 
 /// Most faults that are kept: half a gigabyte of them. Later ones are counted as dropped.
 const FAULTS_MAX: usize = 6_000_000;
@@ -20,6 +21,8 @@ pub(super) struct Recording {
     /// By node: faults that nodes or this program had no room for.
     pub(super) dropped: Vec<u64>,
     pub(super) seconds: f64,
+    /// What pages without names of their own were used for in the end, as the guest's kernel says it.
+    pub(super) uses: BTreeMap<u32, String>,
 }
 
 impl Recording {
@@ -29,6 +32,7 @@ impl Recording {
             subject,
             faults: Vec::new(),
             seconds: 0.0,
+            uses: BTreeMap::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What this program is under other names.
 //!
-//! [`ENDINGS`] end the guest from inside, as people and scripts expect. [`PROGRAMS`] are the least
+//! [`ALWAYS`] are in every guest: they end it from inside, as people and scripts expect, and say what pages are
+//! used for, which the coordinator asks for. [`PROGRAMS`] are the least
 //! that makes a guest of which only the kernel matters (`span.root=none`) usable; everything else
 //! belongs on a real root file system.
 
@@ -16,13 +17,13 @@ use nix::{
 use std::{
     ffi::c_int,
     fs::File,
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::ffi::OsStrExt,
     path::Path,
     time::Duration,
 };
 
-pub(crate) const ENDINGS: &[&str] = &["poweroff", "halt", "reboot", "shutdown"];
+pub(crate) const ALWAYS: &[&str] = &["poweroff", "halt", "reboot", "shutdown", "span-pages"];
 pub(crate) const PROGRAMS: &[&str] = &["cat", "echo", "false", "nproc", "sleep", "true", "uname"];
 
 /// Runs the program that `arguments[0]` names; returns its exit code.
@@ -44,6 +45,7 @@ pub(crate) fn run(arguments: &[Vec<u8>]) -> c_int {
         "sleep" => sleep(rest),
         "true" => Ok(()),
         "uname" => print_uname(rest),
+        "span-pages" => pages(rest),
         _ => Err("this is the first process of a Span guest, of no use by itself".to_string()),
     };
     match result {
@@ -109,6 +111,36 @@ fn parse_shutdown(options: &[&[u8]]) -> Result<Request, String> {
         }
     }
     Ok(request)
+}
+
+/// Says what the pages are used for whose numbers are read: a line for each.
+fn pages(arguments: &[&[u8]]) -> Result<(), String> {
+    const FILE: &str = "/proc/span_pages";
+    /// So many answers fit into a page, which is what the kernel has room for.
+    const PAGES_AT_A_TIME: usize = 40;
+
+    if let Some(argument) = arguments.first() {
+        return Err(unknown(argument));
+    }
+    let mut numbers = String::new();
+    io::stdin()
+        .read_to_string(&mut numbers)
+        .map_err(|error| format!("stdin: {error}"))?;
+    let numbers: Vec<&str> = numbers.split_whitespace().collect();
+    for some in numbers.chunks(PAGES_AT_A_TIME) {
+        let mut answer = Vec::new();
+        // The file answers once each time it is opened.
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .open(FILE)
+            .map_err(|error| format!("{FILE}: {error}"))?;
+        file.write_all(some.join(" ").as_bytes())
+            .and_then(|()| file.read_to_end(&mut answer))
+            .and_then(|_| io::stdout().write_all(&answer))
+            .map_err(|error| format!("{FILE}: {error}"))?;
+    }
+    Ok(())
 }
 
 fn unknown(option: &[u8]) -> String {

@@ -237,17 +237,15 @@ fn install_applets(root: &Root, program: &[u8]) -> Result<(), RootError> {
     };
     match root {
         Root::Host => {
-            link_all("/usr/sbin", applets::ENDINGS)?;
+            link_all("/usr/sbin", applets::ALWAYS)?;
             match Path::new("/sbin").is_symlink() {
                 true => Ok(()),
-                false => link_all("/sbin", applets::ENDINGS),
+                false => link_all("/sbin", applets::ALWAYS),
             }
         }
-        Root::HostDirectory(_) | Root::Block { .. } => {
-            link_all(PROGRAM_DIRECTORY, applets::ENDINGS)
-        }
+        Root::HostDirectory(_) | Root::Block { .. } => link_all(PROGRAM_DIRECTORY, applets::ALWAYS),
         Root::Initramfs => {
-            link_all("/sbin", applets::ENDINGS)?;
+            link_all("/sbin", applets::ALWAYS)?;
             link_all("/bin", applets::PROGRAMS)
         }
     }
