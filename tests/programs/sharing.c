@@ -1,4 +1,4 @@
-/* A thread on each CPU writes to words of its own that lie in one page.
+/* A thread on each CPU writes to a cache line of its own; all of them lie in one page.
  *
  *     sharing CPUS ROUNDS */
 #define _GNU_SOURCE
@@ -9,7 +9,7 @@
 #define CPUS_MAX 64
 #define WRITES 200
 
-static volatile long words[512] __attribute__((aligned(4096)));
+static volatile struct { long count, rest[7]; } lines[CPUS_MAX] __attribute__((aligned(4096)));
 
 static void *work(void *cpu)
 {
@@ -21,7 +21,7 @@ static void *work(void *cpu)
 	if (sched_setaffinity(0, sizeof(set), &set))
 		abort();
 	for (int i = 0; i < WRITES; i++) {
-		words[me]++;
+		lines[me].count++;
 		sched_yield();
 	}
 	return NULL;
@@ -42,7 +42,7 @@ int main(int argc, char **argv)
 			pthread_join(threads[cpu], NULL);
 	}
 	for (long cpu = 0; cpu < cpus; cpu++)
-		if (words[cpu] != rounds * WRITES)
+		if (lines[cpu].count != rounds * WRITES)
 			return 1;
 	return 0;
 }

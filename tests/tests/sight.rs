@@ -165,32 +165,61 @@ fn a_profile_finds_who_shares_what() {
         assert_eq!(counts[row], 0, "{matrix:?}");
         assert!(count(&counts[3]) * 20 < told, "{matrix:?}");
     }
-    // The program's page is one of a user process, fetched for it by the kernel's function for that.
     let names = |list: &str| -> Vec<String> {
         let list = found[list].as_array().expect("a list");
         list.iter()
             .map(|named| named["name"].as_str().expect("a name").into())
             .collect()
     };
-    assert!(names("functions").contains(&"os_node_page_touch".to_string()));
+    let (places, functions) = (names("places"), names("functions"));
+    // The program's page, by the program's name, and by whom it was written to.
+    let of_program = |place: &&Value| {
+        let name = place["name"].as_str().expect("a name");
+        name.starts_with("process ") && name.ends_with(" sharing")
+    };
+    let program = found["places"].as_array().expect("a list").iter();
+    let by_node: Vec<u64> = program
+        .filter(of_program)
+        .flat_map(|place| place["by_node"].as_array().expect("nodes"))
+        .map(count)
+        .collect();
     assert!(
-        names("places")
-            .iter()
-            .any(|name| name.starts_with("user process "))
+        by_node.len() == 3 && by_node.iter().all(|n| *n > 0),
+        "{places:?}"
     );
-    // Something of the kernel's own has a name, and instructions have one with few exceptions.
-    let named = found["places"]
-        .as_array()
-        .expect("a list")
+    assert!(
+        functions.contains(&"program sharing".to_string()),
+        "{functions:?}"
+    );
+    // It shares that page falsely: each node writes to a line of its own.
+    let lines = |shared: &&Value| {
+        let writes = shared["writes"].as_object().expect("by name");
+        ["+0x0", "+0x40", "+0x80"]
+            .iter()
+            .enumerate()
+            .all(|(node, line)| {
+                let by_node = writes.get(*line).and_then(Value::as_array);
+                by_node.is_some_and(|counts| {
+                    let mut counts = counts.iter().map(count).enumerate();
+                    counts.all(|(writer, n)| (n > 0) == (writer == node))
+                })
+            })
+    };
+    let shared = found["false_sharing"].as_array().expect("a list");
+    assert!(shared.iter().find(lines).is_some(), "{shared:?}");
+    // Of the kernel's memory: variables of the image, those of one CPU, slab caches.
+    let is_variable = |name: &&String| !name.contains(' ') && *name != "vmalloc";
+    assert!(places.iter().any(|name| is_variable(&name)), "{places:?}");
+    let has = |what: &str| places.iter().any(|name| name.contains(what));
+    assert!(has("runqueues of CPU "), "{places:?}");
+    assert!(has("slab task_struct"), "{places:?}");
+    assert!(!has("linear map"), "{places:?}");
+    // Instructions have a name with few exceptions.
+    let unnamed = functions
         .iter()
-        .filter(|place| {
-            let name = place["name"].as_str().expect("a name");
-            !name.contains(' ') && name != "vmalloc"
-        });
-    assert!(named.count() > 0, "{:?}", names("places"));
-    let unnamed = names("functions");
-    let unnamed = unnamed.iter().filter(|name| name.starts_with("0x")).count();
-    assert_eq!(unnamed, 0, "{:?}", names("functions"));
+        .filter(|name| name.starts_with("0x"))
+        .count();
+    assert_eq!(unnamed, 0, "{functions:?}");
 
     let trace: Value = serde_json::from_str(&span_tests::text(file("p.trace"))).expect("JSON");
     let events = trace["traceEvents"].as_array().expect("events");

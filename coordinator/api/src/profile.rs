@@ -32,12 +32,15 @@ pub enum Through {
     Vmalloc,
 }
 
-/// A page of a user process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// What a user process accessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserPage {
-    /// The host process of the user process on the node: its stub.
-    pub stub_pid: i32,
+    /// Its number and name in the guest; the name ends at the first zero.
+    pub process: i32,
+    pub name: [u8; 16],
+    /// The process's own.
     pub address: u64,
+    pub instruction: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,7 +59,7 @@ pub struct Fault {
     pub cpu: Option<u16>,
     /// The node that gave the page, or was the first to let go of it.
     pub from: Option<u16>,
-    /// Where a user process then had the page mapped.
+    /// The user process that the kernel fetched the page for; `address` has the same place in the page then.
     pub user: Option<UserPage>,
 }
 
@@ -86,8 +89,10 @@ mod tests {
             cpu: Some(u16::MAX),
             from: Some(u16::MAX),
             user: Some(UserPage {
-                stub_pid: i32::MIN,
+                process: i32::MIN,
+                name: [u8::MAX; 16],
                 address: u64::MAX,
+                instruction: u64::MAX,
             }),
         };
         let faults = Faults {

@@ -3,11 +3,8 @@
 use super::recording::{Recorded, Recording};
 use super::symbols::Symbols;
 use serde::Serialize;
-use span_api::profile::{Fault, FaultKind, Through};
+use span_api::profile::{Fault, FaultKind, Through, UserPage};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Where the kernel fetches a page that a user process needs.
-const USER_FETCH: &str = "os_node_page_touch";
 
 /// What cannot be told apart any more when it is written to from two nodes.
 const LINE_BYTES: u64 = 64;
@@ -126,10 +123,7 @@ pub(super) struct Findings {
 /// What a fault was about.
 fn place(fault: &Fault, symbols: &Symbols, uses: &BTreeMap<u32, String>) -> String {
     if let Some(user) = fault.user {
-        return format!("user process {}", user.stub_pid);
-    }
-    if symbols.function(fault.instruction) == Some(USER_FETCH) {
-        return "user process".into();
+        return format!("process {} {}", user.process, name(&user));
     }
     match fault.through {
         Through::Vmalloc => "vmalloc".into(),
@@ -144,18 +138,40 @@ fn place(fault: &Fault, symbols: &Symbols, uses: &BTreeMap<u32, String>) -> Stri
     }
 }
 
-/// What in a page was written to, as far as the address says it.
-fn part(fault: &Fault, symbols: &Symbols) -> Option<String> {
-    if symbols.function(fault.instruction) == Some(USER_FETCH) {
-        // Fetched by its first byte, whatever the process writes to.
-        return None;
+/// A process's name, with what a terminal might take for something else replaced.
+fn name(user: &UserPage) -> String {
+    let letters = user
+        .name
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default();
+    let name = String::from_utf8_lossy(letters);
+    name.replace(|c: char| c.is_control() || c == ' ', "?")
+}
+
+/// The function that made a fault; programs of the guest's are not looked into.
+fn function(fault: &Fault, symbols: &Symbols) -> String {
+    match fault.user {
+        Some(user) => format!("program {}", name(&user)),
+        None => symbols.function_name(fault.instruction),
     }
+}
+
+pub(super) fn instruction(fault: &Fault, symbols: &Symbols) -> String {
+    match fault.user {
+        Some(user) => format!("program {} {:#x}", name(&user), user.instruction),
+        None => symbols.instruction(fault.instruction),
+    }
+}
+
+/// What in a page was written to, as far as the address says it.
+fn part(fault: &Fault, symbols: &Symbols) -> String {
     let named = match fault.through {
         Through::Linear => symbols.variable(fault.address),
         Through::Vmalloc => None,
     };
     let line = fault.address % 4096 / LINE_BYTES * LINE_BYTES;
-    Some(named.unwrap_or_else(|| format!("+{line:#x}")))
+    named.unwrap_or_else(|| format!("+{line:#x}"))
 }
 
 /// Parts of one page that different nodes have written to.
@@ -250,8 +266,8 @@ impl Findings {
                 cpu.faults += 1;
                 cpu.waited_ns += fault.waited_ns;
             }
-            functions.add(symbols.function_name(fault.instruction), node, fault);
-            instructions.add(symbols.instruction(fault.instruction), node, fault);
+            functions.add(function(fault, symbols), node, fault);
+            instructions.add(instruction(fault, symbols), node, fault);
             let place = place(fault, symbols, &recording.uses);
             let page = pages.entry(fault.page).or_insert_with(|| PageSeen {
                 tally: Tally::new(nodes),
@@ -261,21 +277,23 @@ impl Findings {
             });
             page.tally.add(node, fault);
             *page.about.entry(place.clone()).or_default() += 1;
-            match fault.through {
-                Through::Linear if symbols.is_static(fault.address) => {
+            match (fault.user, fault.through) {
+                (Some(user), _) => {
+                    let at = user.address & !0xfff;
+                    page.holds.insert(format!("{place} {at:#x}"));
+                }
+                (None, Through::Linear) if symbols.is_static(fault.address) => {
                     page.holds.extend(symbols.on_page(fault.address));
                 }
-                Through::Vmalloc => {
+                (None, Through::Vmalloc) => {
                     page.holds
                         .insert(format!("vmalloc {:#x}", fault.address & !0xfff));
                 }
-                Through::Linear => _ = page.holds.insert(place.clone()),
+                (None, Through::Linear) => _ = page.holds.insert(place.clone()),
             }
-            if fault.kind != FaultKind::Read
-                && let Some(part) = part(fault, symbols)
-            {
-                let counts = page.writes.entry(part).or_insert_with(|| vec![0; nodes]);
-                counts[node] += 1;
+            if fault.kind != FaultKind::Read {
+                let part = page.writes.entry(part(fault, symbols));
+                part.or_insert_with(|| vec![0; nodes])[node] += 1;
             }
             places.add(place, node, fault);
         }
@@ -317,11 +335,10 @@ impl Findings {
 mod tests {
     use super::super::recording::{example, write};
     use super::*;
-    use span_api::profile::UserPage;
 
     fn symbols() -> Symbols {
         Symbols::known(
-            &[("work", 0x100, 0x20), (USER_FETCH, 0x200, 0x10)],
+            &[("work", 0x100, 0x20)],
             &[
                 ("lock", 0x2000, 8),
                 ("count", 0x2008, 8),
@@ -360,24 +377,40 @@ mod tests {
     }
 
     #[test]
-    fn reading_shares_nothing_and_a_fetch_says_nothing_of_what_is_written() {
+    fn reading_shares_nothing() {
         let mut read = write(0x2000, 0x104);
         read.kind = FaultKind::Read;
         let faults = [(0, read), (1, write(0x2008, 0x104))];
         let findings = Findings::new(&example(&faults), Ok(&symbols()));
         assert_eq!(findings.false_sharing, []);
-        let faults = [(0, write(0x9000, 0x204)), (1, write(0x9080, 0x104))];
+    }
+
+    fn of_process(address: u64) -> Fault {
+        let mut name = [0; 16];
+        name[..4].copy_from_slice(b"a\nb ");
+        let mut fault = write(0x9000 + address % 4096, 0x40_1234);
+        fault.user = Some(UserPage {
+            process: 77,
+            name,
+            address,
+            instruction: 0x40_1234,
+        });
+        fault
+    }
+
+    #[test]
+    fn processes_share_pages_falsely_too() {
+        let faults = [(0, of_process(0x7f_0010)), (1, of_process(0x7f_0090))];
         let findings = Findings::new(&example(&faults), Ok(&symbols()));
-        assert_eq!(findings.false_sharing, []);
+        let writes = &findings.false_sharing[0].writes;
+        assert_eq!(writes.keys().collect::<Vec<_>>(), ["+0x0", "+0x80"]);
+        assert_eq!(findings.pages[0].holds, ["process 77 a?b? 0x7f0000"]);
+        assert_eq!(findings.functions[0].name, "program a?b?");
+        assert_eq!(findings.instructions[0].name, "program a?b? 0x401234");
     }
 
     #[test]
     fn faults_are_told_apart_by_what_they_are_about() {
-        let mut user = write(0x9000, 0x204);
-        user.user = Some(UserPage {
-            stub_pid: 77,
-            address: 0x40_0000,
-        });
         let mut vmalloc = write(0x9000, 0x104);
         vmalloc.through = Through::Vmalloc;
         vmalloc.from = None;
@@ -387,8 +420,7 @@ mod tests {
             (0, write(0x2000, 0x104)),
             (1, write(0x2001, 0x104)),
             (0, slow),
-            (0, user),
-            (0, write(0x9000, 0x204)),
+            (0, of_process(0x40_0000)),
             (1, vmalloc),
             (1, write(0x9000, 0x999)),
             (1, write(0x2500, 0x104)),
@@ -401,8 +433,7 @@ mod tests {
         for (name, faults) in [
             ("lock", 2),
             ("far", 1),
-            ("user process 77", 1),
-            ("user process", 1),
+            ("process 77 a?b?", 1),
             ("vmalloc", 1),
             ("linear map", 1),
             ("static data without a name", 1),
@@ -413,8 +444,8 @@ mod tests {
         assert_eq!(count(&findings.functions, "work"), 5);
         assert_eq!(count(&findings.instructions, "work+0x4"), 4);
         assert_eq!(count(&findings.instructions, "host code 0x999"), 1);
-        assert_eq!(findings.matrix, [[0, 4, 0], [0, 3, 1]]);
-        assert_eq!(findings.total.by_node, [4, 4]);
+        assert_eq!(findings.matrix, [[0, 3, 0], [0, 3, 1]]);
+        assert_eq!(findings.total.by_node, [3, 4]);
         let static_page = findings.pages.iter().find(|page| page.page == 2).unwrap();
         assert_eq!(static_page.holds, ["count", "lock"]);
         assert_eq!(static_page.about, ["lock", "static data without a name"]);
@@ -424,6 +455,6 @@ mod tests {
             .iter()
             .map(|cpu| (cpu.cpu, cpu.faults))
             .collect();
-        assert_eq!(cpus, [(0, 8), (1, 0)]);
+        assert_eq!(cpus, [(0, 7), (1, 0)]);
     }
 }

@@ -1,6 +1,7 @@
 //! Each fault on a time line, in Chrome's trace format: a process for each node, a thread for each
 //! virtual CPU, and what a fault was about in its arguments.
 
+use super::findings;
 use super::recording::Recording;
 use super::symbols::Symbols;
 use serde_json::json;
@@ -37,7 +38,7 @@ pub(super) fn write(
             .and_then(|from| recording.subject.nodes.get(usize::from(from)));
         event(json!({
             "ph": "X",
-            "name": symbols.instruction(fault.instruction),
+            "name": findings::instruction(fault, symbols),
             "cat": fault.kind,
             "pid": recorded.node,
             "tid": fault.cpu.unwrap_or(HELPERS),
@@ -50,7 +51,7 @@ pub(super) fn write(
                 "data": symbols.variable(fault.address),
                 "instruction": format!("{:#x}", fault.instruction),
                 "from": from.map(|node| &node.name),
-                "user": fault.user.map(|user| format!("process {} at {:#x}", user.stub_pid, user.address)),
+                "user": fault.user.map(|user| format!("process {} at {:#x}", user.process, user.address)),
             },
         }))?;
     }

@@ -4,6 +4,7 @@
 
 use crate::image::{self, NodeImage, PAGE_BYTES};
 use crate::ipi::Call;
+use crate::profile::{self, NodeUser};
 use crate::slots::{self, Op};
 use crate::{clock, control, ipi, local_stack, pager, start, stub};
 use span_api::guest::{FromGuest, HaltKind};
@@ -66,6 +67,32 @@ pub extern "C" fn node_page_fault(addr: c_ulong, is_write: c_int, ip: c_ulong) -
     } else {
         FAULT_FOREIGN
     }
+}
+
+/// `user` may lie in guest memory, as the stack that this is called on does.
+///
+/// # Safety
+/// `user` leads to a variable of the caller's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn node_user_page(addr: c_ulong, is_write: c_int, user: *const NodeUser) {
+    let noted = profile::is_on();
+    if noted {
+        // SAFETY: the caller's promise.
+        profile::fetch_for(slots::mine(), unsafe { *user });
+    }
+    local_stack::call(fetch_user_page, addr, is_write as u64, noted.into(), 0);
+}
+
+extern "C" fn fetch_user_page(addr: u64, is_write: u64, noted: u64, _: u64) -> u64 {
+    // The image's constants are mapped by processes, too, and no other node's to take.
+    if image::is_shared(addr as usize) {
+        let page = image::page_of(addr as usize);
+        if !stub::is_here(page, is_write != 0) {
+            slots::request(Op::UserPage, addr, is_write, noted);
+        }
+        stub::hold(page, slots::mine(), clock::host_ns());
+    }
+    0
 }
 
 #[unsafe(no_mangle)]
@@ -241,16 +268,6 @@ pub extern "C" fn node_stub_unmap(slot: *mut c_void, addr: c_ulong, len: c_ulong
 #[unsafe(no_mangle)]
 pub extern "C" fn node_stub_drain(slot: *mut c_void) -> c_ulong {
     local_stack::call(stub::drain, slot as u64, 0, 0, 0)
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn node_stub_hold(phys: c_ulong) {
-    let page = phys / PAGE_BYTES as u64;
-    local_stack::call(hold, page, 0, 0, 0);
-}
-
-extern "C" fn hold(page: u64, _: u64, _: u64, _: u64) -> u64 {
-    stub::hold(page, slots::mine() as u64, clock::host_ns(), 0)
 }
 
 #[unsafe(no_mangle)]

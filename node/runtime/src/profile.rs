@@ -1,30 +1,40 @@
-//! What vCPU threads note for the profile, besides what they ask the pager anyway: where a user process
-//! gets a page mapped. The kernel fetches such a page by an address of its own, before it says for whom.
+//! For whom vCPU threads fetch pages that user processes need, while somebody profiles the guest.
 //!
-//! Off, it costs one relaxed load for each mapping.
+//! Off, it costs one relaxed load for each such page.
 
-use crate::slots::{self, SLOTS};
+use crate::slots::SLOTS;
 use span_api::profile::UserPage;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::*, fence};
+use std::ffi::{c_char, c_int, c_ulong};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
 
 static ON: AtomicBool = AtomicBool::new(false);
 
-const NONE: u32 = u32::MAX;
-
-/// The last page that a thread mapped for a user process. `frame` is written last, and is `NONE` while
-/// the rest changes.
-#[derive(Debug)]
-struct Mapped {
-    frame: AtomicU32,
-    stub_pid: AtomicI32,
-    address: AtomicU64,
+/// `struct node_user` of the kernel's `node.h`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct NodeUser {
+    pub process: c_int,
+    pub address: c_ulong,
+    pub instruction: c_ulong,
+    pub name: [c_char; 16],
 }
 
-static MAPPED: [Mapped; SLOTS] = [const {
-    Mapped {
-        frame: AtomicU32::new(NONE),
-        stub_pid: AtomicI32::new(0),
+/// What a slot's thread fetches now. Only that thread writes it, before it takes the pager's lock to ask for
+/// the page; the pager reads it while the thread waits.
+#[derive(Debug)]
+struct Fetch {
+    process: AtomicI32,
+    address: AtomicU64,
+    instruction: AtomicU64,
+    name: [AtomicU64; 2],
+}
+
+static FETCHES: [Fetch; SLOTS] = [const {
+    Fetch {
+        process: AtomicI32::new(0),
         address: AtomicU64::new(0),
+        instruction: AtomicU64::new(0),
+        name: [const { AtomicU64::new(0) }; 2],
     }
 }; SLOTS];
 
@@ -36,26 +46,52 @@ pub(crate) fn is_on() -> bool {
     ON.load(Relaxed)
 }
 
-/// The calling thread maps a page for a user process. Context: local stack.
-pub(crate) fn mapped(frame: u32, stub_pid: i32, address: u64) {
-    let mapped = &MAPPED[slots::mine()];
-    mapped.frame.store(NONE, Relaxed);
-    fence(Release);
-    mapped.stub_pid.store(stub_pid, Relaxed);
-    mapped.address.store(address, Relaxed);
-    mapped.frame.store(frame, Release);
+/// The slot's thread is about to ask for a page.
+pub(crate) fn fetch_for(slot: usize, user: NodeUser) {
+    let fetch = &FETCHES[slot];
+    let name = user.name.map(|letter| letter as u8);
+    let (first, second) = name.split_at(8);
+    for (to, half) in fetch.name.iter().zip([first, second]) {
+        let mut word = [0; 8];
+        word.copy_from_slice(half);
+        to.store(u64::from_ne_bytes(word), Relaxed);
+    }
+    fetch.process.store(user.process, Relaxed);
+    fetch.address.store(user.address, Relaxed);
+    fetch.instruction.store(user.instruction, Relaxed);
 }
 
-/// What a slot's thread mapped last, if it was this page.
-pub(crate) fn last_mapped(slot: u32, frame: u32) -> Option<UserPage> {
-    let mapped = MAPPED.get(slot as usize)?;
-    if mapped.frame.load(Acquire) != frame {
-        return None;
+/// For whom the slot's thread has asked for a page, which it waits for.
+pub(crate) fn fetched_for(slot: u32) -> UserPage {
+    let fetch = &FETCHES[slot as usize];
+    let mut name = [0; 16];
+    for (to, word) in name.chunks_exact_mut(8).zip(&fetch.name) {
+        to.copy_from_slice(&word.load(Relaxed).to_ne_bytes());
     }
-    let page = UserPage {
-        stub_pid: mapped.stub_pid.load(Relaxed),
-        address: mapped.address.load(Relaxed),
-    };
-    fence(Acquire);
-    (mapped.frame.load(Relaxed) == frame).then_some(page)
+    UserPage {
+        process: fetch.process.load(Relaxed),
+        name,
+        address: fetch.address.load(Relaxed),
+        instruction: fetch.instruction.load(Relaxed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_all_its_letters_is_kept() {
+        let name = *b"fifteen letters\0";
+        let user = NodeUser {
+            process: 7,
+            address: 0x1234,
+            instruction: 0x99,
+            name: name.map(|letter| letter as c_char),
+        };
+        fetch_for(SLOTS - 1, user);
+        let fetched = fetched_for(SLOTS as u32 - 1);
+        assert_eq!((fetched.process, fetched.name), (7, name));
+        assert_eq!((fetched.address, fetched.instruction), (0x1234, 0x99));
+    }
 }

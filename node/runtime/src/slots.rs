@@ -24,6 +24,8 @@ pub(crate) const SLOTS: usize = 256;
 pub(crate) enum Op {
     /// address, is_write, instruction
     Fault,
+    /// address, is_write, whether it is noted for whom: a page that a user process needs
+    UserPage,
     /// address, page and whether it is written to (lowest bit), instruction: map a page of kernel
     /// virtual memory
     VmMap,
@@ -47,8 +49,9 @@ pub(crate) enum Op {
     HostCall,
 }
 
-const OPS: [Op; 11] = [
+const OPS: [Op; 12] = [
     Op::Fault,
+    Op::UserPage,
     Op::VmMap,
     Op::VmDrop,
     Op::Settle,

@@ -15,7 +15,6 @@
 //! (`local_stack`). Nothing is waited for while it is held.
 
 use crate::image::PAGE_BYTES;
-use crate::profile;
 use crate::view::Protection;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
@@ -258,9 +257,6 @@ pub(crate) extern "C" fn map(slot: u64, va: u64, phys: u64, prot: u64) -> u64 {
     };
     let stub = &mut table.stubs[usize::from(index)];
     stub.frames.insert(va, frame);
-    if profile::is_on() {
-        profile::mapped(frame, stub.pid, va);
-    }
     table.reverse.entry(frame).or_default().push((index, va));
     allowed
 }
@@ -315,11 +311,20 @@ static HELD_UNTIL: [AtomicU64; crate::slots::SLOTS] =
 const HELD_NS: u64 = 300_000;
 
 /// Keeps a page for the stub that the calling thread will resume. Context: local stack.
-pub(crate) extern "C" fn hold(page: u64, slot: u64, now_ns: u64, _: u64) -> u64 {
+pub(crate) fn hold(page: u32, slot: usize, now_ns: u64) {
     FAULTS.fetch_add(1, Relaxed);
-    HELD_UNTIL[slot as usize].store(now_ns + HELD_NS, Relaxed);
-    HELD_PAGE[slot as usize].store(page as u32, Release);
-    0
+    HELD_UNTIL[slot].store(now_ns + HELD_NS, Relaxed);
+    HELD_PAGE[slot].store(page, Release);
+}
+
+/// Whether a stub could map the page for the access. A hint: another node may take it at any time.
+pub(crate) fn is_here(page: u32, is_write: bool) -> bool {
+    frame(page)
+        >= if is_write {
+            Protection::ReadWrite
+        } else {
+            Protection::Read
+        }
 }
 
 /// Until when a stub needs the page, on the host's clock.

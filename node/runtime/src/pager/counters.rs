@@ -19,12 +19,21 @@ pub(super) fn kind(held: State, access: Access) -> Option<FaultKind> {
     }
 }
 
+/// How a page was come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Via {
+    Linear,
+    Vmalloc,
+    /// For a user process that has been noted, see [`crate::profile`].
+    User,
+}
+
 /// What was accessed, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Touch {
     pub(super) address: u64,
     pub(super) instruction: u64,
-    pub(super) vmalloc: bool,
+    pub(super) through: Via,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +114,7 @@ mod tests {
         Touch {
             address: u64::from(slot) << 12,
             instruction: 7,
-            vmalloc: false,
+            through: Via::Linear,
         }
     }
 

@@ -1,11 +1,11 @@
 //! The faults of a node, one by one, while somebody profiles the guest.
 //!
 //! They are kept in a queue of bounded length until they are collected; what there is no room for is
-//! counted. Who gave a page is learnt from the messages that arrive for it, and for which user process
-//! it was, from what its thread maps next.
+//! counted. Who gave a page is learnt from the messages that arrive for it.
 
 use super::Pager;
-use super::counters::Ended;
+use super::counters::{Ended, Via};
+use crate::image::PAGE_BYTES;
 use crate::{clock, control, profile};
 use dsm::Kind;
 use span_api::guest::FromGuest;
@@ -15,18 +15,11 @@ use std::collections::{HashMap, VecDeque};
 /// Faults that wait to be collected: more than a node has in a second.
 const FAULTS_MAX: usize = 1 << 16;
 
-/// A fault is told this long after its end at the earliest, when what it was for is known.
-const SETTLE_NS: u64 = 10_000_000;
-
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     on: bool,
     faults: VecDeque<Fault>,
-    /// How many have been taken out of the queue.
-    told: u64,
     dropped: u64,
-    /// The last fault of each slot, counted from the first.
-    last: HashMap<u32, u64>,
     /// Who gave pages that are under way.
     givers: HashMap<u32, u16>,
 }
@@ -59,39 +52,27 @@ impl Recorder {
             return;
         }
         let from = self.givers.remove(&page);
-        self.settle(slot);
         let Some(ended) = ended else { return };
         if self.faults.len() == FAULTS_MAX {
             self.dropped += 1;
-            self.last.remove(&slot);
             return;
         }
-        self.last.insert(slot, self.told + self.faults.len() as u64);
+        let user = (ended.touch.through == Via::User).then(|| profile::fetched_for(slot));
         self.faults.push_back(Fault {
             began_ns: clock::guest_ns() - ended.waited_ns,
             waited_ns: ended.waited_ns,
             kind: ended.kind,
             page,
-            address: ended.touch.address,
-            through: match ended.touch.vmalloc {
-                true => Through::Vmalloc,
-                false => Through::Linear,
+            address: ended.touch.address + user.map_or(0, |user| user.address % PAGE_BYTES as u64),
+            through: match ended.touch.through {
+                Via::Vmalloc => Through::Vmalloc,
+                Via::Linear | Via::User => Through::Linear,
             },
-            instruction: ended.touch.instruction,
+            instruction: user.map_or(ended.touch.instruction, |user| user.instruction),
             cpu,
             from,
-            user: None,
+            user,
         });
-    }
-
-    /// For whom the slot's last fault was, if that is known by now.
-    fn settle(&mut self, slot: u32) {
-        let index = self.last.get(&slot).and_then(|n| n.checked_sub(self.told));
-        if let Some(fault) = index.and_then(|index| self.faults.get_mut(index as usize)) {
-            fault.user = fault
-                .user
-                .or_else(|| profile::last_mapped(slot, fault.page));
-        }
     }
 
     fn turn(&mut self, on: bool) {
@@ -109,14 +90,8 @@ impl Recorder {
             Profiling::Collect => {}
             Profiling::Stop => self.turn(false),
         }
-        let slots: Vec<u32> = self.last.keys().copied().collect();
-        slots.into_iter().for_each(|slot| self.settle(slot));
-        // What ended last was pushed last.
-        let young_ns = clock::guest_ns().saturating_sub(SETTLE_NS);
-        let settled = |fault: &Fault| !self.on || fault.began_ns + fault.waited_ns <= young_ns;
-        let ready = self.faults.partition_point(settled);
+        let ready = self.faults.len();
         let count = ready.min(BATCH_FAULTS_MAX);
-        self.told += count as u64;
         Faults {
             faults: self.faults.drain(..count).collect(),
             dropped: std::mem::take(&mut self.dropped),
@@ -135,6 +110,7 @@ impl Pager {
 mod tests {
     use super::*;
     use crate::pager::counters::Touch;
+    use crate::profile::NodeUser;
     use crate::slots;
     use dsm::{NodeSet, State};
     use span_api::profile::{FaultKind, UserPage};
@@ -146,7 +122,7 @@ mod tests {
             touch: Touch {
                 address,
                 instruction: 7,
-                vmalloc: false,
+                through: Via::Linear,
             },
         })
     }
@@ -170,14 +146,21 @@ mod tests {
         recorder.heard(2, 5, grant());
         recorder.heard(1, 5, Kind::InvalidateAck);
         recorder.heard(1, 6, Kind::InvalidateAck);
-        recorder.ended(slot, 5, Some(3), ended(0x5000));
-        profile::mapped(5, 99, 0x7000);
+        profile::fetch_for(
+            slot as usize,
+            NodeUser {
+                process: 99,
+                address: 0x7123,
+                instruction: 0x40,
+                name: [b'p' as _; 16],
+            },
+        );
+        let mut for_user = ended(0x5000);
+        for_user.as_mut().expect("given").touch.through = Via::User;
+        recorder.ended(slot, 5, Some(3), for_user);
         recorder.ended(slot, 6, Some(3), ended(0x6000));
-        profile::mapped(8, 99, 0x8000);
         // Within the node.
         recorder.ended(slot, 7, Some(3), None);
-        // What has just ended is not settled.
-        assert_eq!(recorder.asked(Profiling::Collect), Faults::default());
 
         let told = recorder.asked(Profiling::Stop);
         let faults: Vec<_> = told
@@ -186,12 +169,19 @@ mod tests {
             .map(|f| (f.page, f.from, f.cpu))
             .collect();
         assert_eq!(faults, [(5, Some(2), Some(3)), (6, Some(1), Some(3))]);
-        let user = UserPage {
-            stub_pid: 99,
-            address: 0x7000,
+        let [first, second] = &told.faults[..] else {
+            panic!("{told:?}")
         };
-        assert_eq!(told.faults[0].user, Some(user));
-        assert_eq!(told.faults[1].user, None, "another page was mapped since");
+        let user = UserPage {
+            process: 99,
+            name: [b'p'; 16],
+            address: 0x7123,
+            instruction: 0x40,
+        };
+        assert_eq!(first.user, Some(user));
+        assert_eq!((first.address, first.instruction), (0x5123, 0x40));
+        assert_eq!(second.user, None);
+        assert_eq!((second.address, second.instruction), (0x6000, 7));
         recorder.ended(slot, 1, Some(3), ended(0x1000));
         assert_eq!(recorder.asked(Profiling::Collect), Faults::default());
     }

@@ -1,6 +1,6 @@
 //! What vCPU threads and other nodes ask of this node, apart from pages.
 
-use super::counters::{self, Touch};
+use super::counters::{self, Touch, Via};
 use super::{
     Asker, KickJob, KickThen, NOBODY, Pager, Remote, Ticket, Work, wire::Frame,
     wire::PAYLOAD_BYTES_MAX,
@@ -95,7 +95,15 @@ impl Pager {
                 let touch = Touch {
                     address: a,
                     instruction: c,
-                    vmalloc: false,
+                    through: Via::Linear,
+                };
+                self.fault(slot, image::page_of(a as usize), b != 0, touch);
+            }
+            Op::UserPage => {
+                let touch = Touch {
+                    address: a,
+                    instruction: 0,
+                    through: if c != 0 { Via::User } else { Via::Linear },
                 };
                 self.fault(slot, image::page_of(a as usize), b != 0, touch);
             }
@@ -104,7 +112,7 @@ impl Pager {
                 let touch = Touch {
                     address: a,
                     instruction: c,
-                    vmalloc: true,
+                    through: Via::Vmalloc,
                 };
                 self.fault(slot, (b >> 1) as u32, b & 1 != 0, touch);
             }

@@ -131,11 +131,3 @@ void os_node_log(const char *text, int len)
 		len -= n;
 	}
 }
-
-void os_node_page_touch(unsigned long addr, int is_write)
-{
-	if (is_write)
-		__asm__ volatile("lock orb $0, (%0)" : : "r" (addr) : "memory");
-	else
-		(void) *(volatile char *) addr;
-}

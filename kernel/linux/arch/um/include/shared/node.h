@@ -60,6 +60,20 @@ int node_memory_fd(void);
 enum { NODE_FAULT_FOREIGN, NODE_FAULT_DONE, NODE_FAULT_VM };
 int node_page_fault(unsigned long addr, int is_write, unsigned long ip);
 
+/*
+ * Fetches a page that a user process needs, and keeps it until the process can
+ * have got to use it: mapping it and resuming the stub takes a while.
+ */
+struct node_user {
+	int process;
+	unsigned long address;
+	unsigned long instruction;
+	char name[16];
+};
+
+void node_user_page(unsigned long addr, int is_write,
+		    const struct node_user *user);
+
 /* CPUs */
 int node_of_cpu(int cpu);
 int node_start_cpu(int cpu, unsigned long long sigset);
@@ -114,7 +128,6 @@ unsigned long long node_stub_offset(void *slot);
 int node_stub_map(void *slot, unsigned long addr, unsigned long phys, int prot);
 void node_stub_unmap(void *slot, unsigned long addr, unsigned long len);
 unsigned long node_stub_drain(void *slot);
-void node_stub_hold(unsigned long phys);
 void node_stub_kick(int node, void *slot);
 
 /* Ends; the text lies in node-local memory */
@@ -130,7 +143,6 @@ int os_stub_exe_init(void);
 int os_create_cpu_thread(int cpu, unsigned long long sigset);
 void os_node_kill_stub(void *slot);
 void os_node_log(const char *text, int len);
-void os_node_page_touch(unsigned long addr, int is_write);
 
 /* The kernel's own, arch/um/kernel/node.c; the first in a signal handler */
 struct qspinlock;
