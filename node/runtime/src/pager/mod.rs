@@ -10,6 +10,7 @@
 //! blocked, is on a stack of this process's own, and dereferences no guest address.
 
 mod alarm;
+mod chains;
 mod counters;
 mod delay;
 mod drive;
@@ -25,6 +26,7 @@ use crate::image::{NodeImage, PAGE_BYTES};
 use crate::view::{Protection, View};
 use crate::{clock, control, slots, stub};
 use bytes::Bytes;
+use chains::Chains;
 use counters::Faults;
 use drive::Watch;
 use dsm::{Body, Config, Effect, Engine, Initial, NodeId, PageId, State};
@@ -101,6 +103,7 @@ pub(crate) struct Pager {
     /// Protections put off because a stub is about to use the page: page, state, until.
     put_off: Vec<(u32, State, u64)>,
     readahead: Readahead,
+    chains: Chains,
     memory_pages: u32,
     faults: Faults,
     recorder: Recorder,
@@ -217,6 +220,7 @@ impl Pager {
             granted: Vec::new(),
             put_off: Vec::new(),
             readahead: Readahead::default(),
+            chains: Chains::default(),
             memory_pages,
             faults: Faults::default(),
             recorder: Recorder::default(),

@@ -12,10 +12,13 @@ use crate::slots::{Op, Request};
 use crate::view::Protection;
 use crate::{clock, control, hostcall, ipi, slots, stub};
 use bytes::Bytes;
-use dsm::{Access, PageId};
-use span_api::guest::FromGuest;
+use dsm::{Access, Engine, PageId};
+use span_api::guest::{FromGuest, Stats};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
+
+/// A thread that misses a page this soon after it got another still does the same.
+const GOES_ON_NS: u64 = 40_000;
 
 /// Threads for work that may block: host calls of other nodes' and the creation of threads.
 const WORKERS: usize = 8;
@@ -80,6 +83,16 @@ pub(super) fn protect_vm(va: u64, protection: Protection) {
     if failed {
         let error = std::io::Error::last_os_error();
         control::fail(&format!("protecting kernel virtual memory: {error}"));
+    }
+}
+
+/// Asks for what is not here, for nobody in particular.
+fn ask_unasked(engine: &mut Engine<Bytes>, stats: &mut Stats, now: u64, pages: &[(u32, Access)]) {
+    for (page, access) in pages {
+        if counters::kind(engine.state(PageId(*page)), *access).is_some() {
+            stats.pages_ahead += 1;
+            engine.request(now, PageId(*page), *access, NOBODY);
+        }
     }
 }
 
@@ -183,7 +196,17 @@ impl Pager {
         if held == dsm::State::Invalid {
             self.ask_ahead(now, page, access);
         }
+        if kind.is_some() {
+            self.ask_for_chain(now, slot, page, access);
+        }
         self.drain_effects();
+    }
+
+    fn ask_for_chain(&mut self, now: u64, slot: u32, missed: u32, access: Access) {
+        let resumed = slots::resumed_at(slot);
+        let goes_on = resumed.is_some_and(|at| now.saturating_sub(at) < GOES_ON_NS);
+        let chain = self.chains.missed(slot, missed, access, goes_on);
+        ask_unasked(&mut self.engine, &mut self.stats, now, chain);
     }
 
     fn ask_ahead(&mut self, now: u64, missed: u32, access: Access) {
@@ -407,7 +430,11 @@ impl Pager {
         self.interrupt(cpu, self.image.call_vector as u32);
     }
 
-    fn interrupt(&self, cpu: u16, vector: u32) {
+    fn interrupt(&mut self, cpu: u16, vector: u32) {
+        let of_cpu = |(slot, of): (&u32, &u16)| (*of == cpu).then_some(*slot);
+        if let Some(slot) = self.cpu_of_slot.iter().find_map(of_cpu) {
+            self.chains.interrupted(slot);
+        }
         if let Some(thread) = self.threads.get(&cpu) {
             ipi::queue_signal(*thread, self.image.ipi_signal, vector);
         }
