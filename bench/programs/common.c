@@ -26,9 +26,10 @@
 /* Rounds before the first that is reported: caches, page tables and the host's memory are ready. */
 #define WARM_UP 2
 #define SAMPLES_A_LINE 64
-/* A step through pages, prime: of 256 or 512, page p + 1 comes more than a hundred steps before or after
+/* Steps through 256 or 512 pages, odd numbers from this one on: page p + 1 comes many steps before or after
  * page p. */
 #define SCATTER 113
+#define ORDERS 16
 /* A node keeps a page for a moment after it got it; a page asked for is to be free of that. */
 #define SETTLE_US 3000
 #define REST_SETTLE_S 5

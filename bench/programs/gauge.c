@@ -82,17 +82,27 @@ static void anonymous(int pages, int rounds)
 
 /* Several nodes */
 
-/* Nodes ask ahead where misses go through memory in order, and memory is handed out in the order in
- * which it is first touched: pages are touched first in their order, then in another. */
-static size_t scattered(int i, int pages)
+/* Nodes ask ahead where misses go through memory in order, which it is handed out in when it is first
+ * touched, and where they come one after another as they did before: each time pages are touched in
+ * another order. */
+static size_t another_step(void)
 {
-	return (size_t)i * SCATTER % pages * PAGE;
+	static size_t turn;
+
+	return SCATTER + 2 * (turn++ % ORDERS);
+}
+
+static size_t scattered(int i, int pages, size_t step)
+{
+	return i * step % pages * PAGE;
 }
 
 static void touch(volatile char *at, int pages, char how)
 {
+	size_t step = another_step();
+
 	for (int i = 0; i < pages; i++) {
-		volatile char *byte = at + scattered(i, pages);
+		volatile char *byte = at + scattered(i, pages, step);
 
 		if (how == 'w')
 			(*byte)++;
@@ -103,8 +113,10 @@ static void touch(volatile char *at, int pages, char how)
 
 static void timed_touch(volatile char *at, int pages, char how, struct samples *s)
 {
+	size_t step = another_step();
+
 	for (int i = 0; i < pages; i++) {
-		volatile char *byte = at + scattered(i, pages);
+		volatile char *byte = at + scattered(i, pages, step);
 		uint64_t start = cycles();
 
 		if (how == 'w')

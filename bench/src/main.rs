@@ -57,6 +57,8 @@ enum Group {
     Counts,
     /// Calls and locks between CPUs of two nodes, inside the kernel
     Kernel,
+    /// What it costs two nodes to be profiled
+    Profile,
     /// System calls, processes and memory on one node
     Single,
     /// Faults of three nodes that have nothing to do with each other
@@ -70,6 +72,7 @@ impl Group {
             Self::Remote => measure::remote::measure(setting),
             Self::Counts => measure::counts::measure(setting),
             Self::Kernel => measure::kernel::measure(setting),
+            Self::Profile => measure::profile::measure(setting),
             Self::Single => measure::single::measure(setting),
             Self::Rest => measure::rest::measure(setting),
         }
@@ -148,7 +151,7 @@ mod tests {
         for (arguments, named) in [
             (&["--repetitions", "0"], "1..=100"),
             (&["--repetitions", "many"], "many"),
-            (&["boots", "--json"], "boot, remote, counts, single"),
+            (&["boots", "--json"], "counts, kernel, profile, single"),
         ] {
             assert!(parse(arguments).unwrap_err().contains(named));
         }

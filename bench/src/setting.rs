@@ -193,8 +193,15 @@ impl Setting {
     pub(crate) fn span(&self, nodes: &str, cpus: usize, arguments: &[&str]) -> Result<Outcome> {
         Gauge::run(
             &self.span_title(arguments),
-            self.span_command(nodes, cpus, arguments),
+            self.span_up(nodes, cpus).command(&self.argv(arguments)),
         )
+    }
+
+    /// The same, while the guest is profiled.
+    pub(crate) fn span_profiled(&self, nodes: &str, arguments: &[&str]) -> Result<Outcome> {
+        let up = self.span_up(nodes, 1).profiled();
+        let title = format!("{}, profiled", self.span_title(arguments));
+        Gauge::run(&title, up.command(&self.argv(arguments)))
     }
 
     /// The same; `look` gets what the guest's nodes have counted between the marks of each name.
@@ -207,7 +214,7 @@ impl Setting {
         let mut begun: Option<Status> = None;
         Gauge::run_with_marks(
             &self.span_title(arguments),
-            self.span_command(nodes, 1, arguments),
+            self.span_up(nodes, 1).command(&self.argv(arguments)),
             |mark| {
                 let now = self.status()?;
                 match (mark.split_once(' '), begun.take()) {
@@ -224,12 +231,11 @@ impl Setting {
         format!("gauge {} in a guest", arguments[0])
     }
 
-    fn span_command(&self, nodes: &str, cpus: usize, arguments: &[&str]) -> Command {
+    fn span_up(&self, nodes: &str, cpus: usize) -> Up<'_> {
         let memory = format!("{NODE_MEMORY_MIB}M");
         Up::on(&self.world, nodes)
             .options(&["--cpus", &cpus.to_string(), "--mem", &memory])
             .options(&["--name", GUEST])
-            .command(&self.argv(arguments))
     }
 
     fn status(&self) -> Result<Status> {

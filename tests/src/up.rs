@@ -14,6 +14,7 @@ use std::time::Duration;
 pub struct Up<'w> {
     world: &'w World,
     coordinator: PathBuf,
+    verb: &'static str,
     options: Vec<OsString>,
     append: String,
     wrapper: Vec<OsString>,
@@ -36,6 +37,7 @@ impl<'w> Up<'w> {
         Self {
             world,
             coordinator: crate::product::program("coordinator"),
+            verb: "up",
             options: Vec::new(),
             // For kernels and settings that are tried out.
             append: std::env::var("SPAN_TEST_APPEND").unwrap_or_default(),
@@ -43,6 +45,12 @@ impl<'w> Up<'w> {
             input: Vec::new(),
             limit: Duration::from_secs(SHORT_S_MAX),
         }
+    }
+
+    /// `coordinator profile` instead, which takes the same options.
+    pub fn profiled(mut self) -> Self {
+        self.verb = "profile";
+        self
     }
 
     /// With the files of another product.
@@ -137,7 +145,7 @@ impl<'w> Up<'w> {
     pub fn command(self, guest_command: &[&str]) -> Command {
         let mut line = self.wrapper;
         line.push(self.coordinator.into_os_string());
-        line.push("up".into());
+        line.push(self.verb.into());
         line.extend(self.options);
         if !self.append.trim().is_empty() {
             line.extend(["--append".into(), self.append.trim().into()]);
@@ -174,6 +182,12 @@ impl Guest<'_> {
     #[track_caller]
     pub fn exec(&self, command: &[&str]) -> Outcome {
         self.exec_within(command, SHORT_S_MAX)
+    }
+
+    /// Runs a command on the CPUs that an option of `exec` names.
+    #[track_caller]
+    pub fn exec_on(&self, place: &[&str], command: &[&str]) -> Outcome {
+        self.ask("exec", &[place, &["--"], command].concat())
     }
 
     #[track_caller]

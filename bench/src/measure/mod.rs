@@ -3,6 +3,7 @@
 pub(crate) mod boot;
 pub(crate) mod counts;
 pub(crate) mod kernel;
+pub(crate) mod profile;
 pub(crate) mod remote;
 pub(crate) mod rest;
 pub(crate) mod single;
