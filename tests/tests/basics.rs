@@ -69,6 +69,47 @@ fn the_exit_code_is_the_commands() {
 }
 
 #[test]
+fn exec_runs_on_the_cpu_or_the_node_that_is_named() {
+    let world = World::new();
+    let guest = Up::three(&world).options(&["--cpus", "2"]).detach("places");
+    // What a process says of itself: where it may run, and where it does.
+    let script = "taskset -pc $$ | sed 's/.*: //'; cut -d ' ' -f 39 /proc/self/stat";
+    let place = |option: &str, value: &str| {
+        let outcome = guest.exec_on(&[option, value], &["sh", "-c", script]);
+        outcome.expect(0).text()
+    };
+    let before = guest.status();
+    for cpu in 0..6 {
+        assert_eq!(place("--cpu", &cpu.to_string()), format!("{cpu}\n{cpu}"));
+    }
+    for (node, first) in [("a", 0), ("b", 2), ("c", 4)] {
+        let text = place("--node", node);
+        let (may, does) = text.split_once('\n').expect("two lines");
+        assert_eq!(may, format!("{first},{}", first + 1));
+        let does: u32 = does.parse().expect("a number");
+        assert!((first..first + 2).contains(&does), "{text}");
+    }
+    guest.status().assert_moved(&before);
+    for (option, value, said) in [
+        (
+            "--cpu",
+            "6",
+            "coordinator: --cpu 6: the guest has the CPUs 0 to 5",
+        ),
+        (
+            "--node",
+            "d",
+            "coordinator: --node d: the guest has the nodes a, b, c",
+        ),
+    ] {
+        let outcome = guest.exec_on(&[option, value], &["true"]).expect(2);
+        assert_eq!(outcome.stderr.trim(), said);
+    }
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
 fn streams_are_copied_to_the_byte() {
     let world = World::new();
     let input: Vec<u8> = (0u32..2_000_000)

@@ -51,10 +51,9 @@ fn options_that_cannot_be_used() {
             three().options(&["--ubd", "/no/such"]),
             &["--ubd", "/no/such"],
         ),
-        (three().options(&["--paging", "magic"]), &["--paging"]),
         (
-            three().options(&["--paging", "uffd"]),
-            &["--paging", "uffd", "auto, mprotect"],
+            three().options(&["--paging", "magic"]),
+            &["--paging", "magic", "auto, mprotect, uffd"],
         ),
         (three().options(&["--name", "../x"]), &["--name"]),
         (three().option("--no-such-option"), &["--no-such-option"]),

@@ -28,9 +28,9 @@ const RCUS: &[&str] = &["rcu", "srcu", "srcud"];
 /// Starting and stopping the threads of a torture test.
 const AROUND_S: u64 = 60;
 
-/// How long each kind of lock and of RCU is under load.
+/// How long locks are under load, and how long RCU is: over all kinds.
 fn torture_s() -> u64 {
-    number("SPAN_TORTURE_S", 3)
+    number("SPAN_TORTURE_S", 3 * LOCKS.len() as u64)
 }
 
 /// How often each litmus test runs. A round of them is 1,024.
@@ -148,7 +148,7 @@ fn litmus_tests_in_the_kernel() {
 /// Loads one of the kernel's torture modules, lets it run, and unloads it: then it says how it was.
 #[track_caller]
 fn torture(kind: &str, types: &[&str], options: &str) {
-    let each = torture_s();
+    let each = torture_s().div_ceil(types.len() as u64);
     let world = World::lasting(Duration::from_secs(
         (each + 2 * AROUND_S) * types.len() as u64 + 120,
     ));
