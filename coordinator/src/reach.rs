@@ -143,7 +143,7 @@ fn cpus(status: &Status, cpu: Option<u16>, node: Option<&str>) -> Result<Vec<u16
         let node = status.nodes.iter().find(|node| node.name == name);
         return node.map(of).ok_or_else(|| {
             let names = names.join(", ");
-            Failure::usage(&format!("--node {name}: the guest has the nodes {names}"))
+            Failure::usage(format!("--node {name}: the guest has the nodes {names}"))
         });
     }
     let all: Vec<u16> = status.nodes.iter().flat_map(of).collect();
@@ -151,7 +151,7 @@ fn cpus(status: &Status, cpu: Option<u16>, node: Option<&str>) -> Result<Vec<u16
         Some(cpu) if all.contains(&cpu) => Ok(vec![cpu]),
         Some(cpu) => {
             let last = all.iter().max().copied().unwrap_or_default();
-            Err(Failure::usage(&format!(
+            Err(Failure::usage(format!(
                 "--cpu {cpu}: the guest has the CPUs 0 to {last}"
             )))
         }
