@@ -79,6 +79,8 @@ impl Named {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Shared {
     pub(super) page: u32,
+    /// What faults on the page were about, most of them first.
+    pub(super) about: Vec<String>,
     /// What is written to, and how often from each node.
     pub(super) writes: BTreeMap<String, Vec<u64>>,
 }
@@ -175,7 +177,7 @@ fn part(fault: &Fault, symbols: &Symbols) -> String {
 }
 
 /// Parts of one page that different nodes have written to.
-fn shared(page: u32, writes: BTreeMap<String, Vec<u64>>) -> Option<Shared> {
+fn shared(page: u32, about: &[String], writes: BTreeMap<String, Vec<u64>>) -> Option<Shared> {
     let writers = |counts: &[u64]| -> BTreeSet<usize> {
         let nodes = counts.iter().enumerate().filter(|(_, count)| **count > 0);
         nodes.map(|(node, _)| node).collect()
@@ -187,7 +189,11 @@ fn shared(page: u32, writes: BTreeMap<String, Vec<u64>>) -> Option<Shared> {
             .into_iter()
             .any(|other| some.union(other).count() > 1)
     });
-    apart.then_some(Shared { page, writes })
+    apart.then(|| Shared {
+        page,
+        about: about.to_vec(),
+        writes,
+    })
 }
 
 /// Collects under names.
@@ -300,11 +306,12 @@ impl Findings {
         let mut false_sharing = Vec::new();
         let mut hottest = Vec::new();
         for (page, seen) in pages {
-            false_sharing.extend(shared(page, seen.writes));
             let mut about: Vec<_> = seen.about.into_iter().collect();
             about.sort_by_key(|(_, faults)| std::cmp::Reverse(*faults));
+            let about: Vec<String> = about.into_iter().map(|(name, _)| name).collect();
+            false_sharing.extend(shared(page, &about, seen.writes));
             hottest.push(Page {
-                about: about.into_iter().map(|(name, _)| name).collect(),
+                about,
                 page,
                 address: u64::from(page) << 12,
                 holds: seen.holds.into_iter().collect(),

@@ -5,6 +5,7 @@ use super::findings::{Findings, Tally};
 use super::recording::Recording;
 use super::text::{dropped, names};
 use crate::units::duration;
+use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
 /// Rows of a table.
@@ -14,6 +15,10 @@ const ROWS_MAX: usize = 100;
 const COLUMNS: usize = 120;
 const ROWS: usize = 64;
 const CELL: usize = 8;
+
+/// Where rows have their addresses, each so many of them.
+const MARGIN: usize = 90;
+const LABEL_EVERY: usize = 8;
 
 const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2em;color:#222}\
     table{border-collapse:collapse;margin:.5em 0 2em}\
@@ -107,52 +112,52 @@ fn colour(strength: f64) -> String {
     )
 }
 
-/// Faults by time and page.
+/// Faults by time and page: a row for so many pages that had any, in the order of their addresses.
 fn map(to: &mut String, recording: &Recording) -> fmt::Result {
-    let memory: u64 = recording
-        .subject
-        .nodes
-        .iter()
-        .map(|node| node.memory_bytes)
-        .sum();
-    let pages = (memory >> 12).max(1);
+    let pages: BTreeSet<u32> = recording.faults.iter().map(|it| it.fault.page).collect();
+    let pages: Vec<u32> = pages.into_iter().collect();
+    let rows: Vec<&[u32]> = pages.chunks(pages.len().div_ceil(ROWS).max(1)).collect();
+    let row_of = |page: u32| rows.partition_point(|row| row[row.len() - 1] < page);
     let (first_ns, last_ns) = recording.span_ns();
     let span_ns = (last_ns - first_ns).max(1);
-    let mut cells = vec![[0u64; COLUMNS]; ROWS];
+    let mut cells = vec![[0u64; COLUMNS]; rows.len()];
     for recorded in &recording.faults {
         let fault = &recorded.fault;
-        let share = |part: u64, whole: u64, cells: usize| {
-            let cell = u128::from(part) * cells as u128 / u128::from(whole);
-            (cell as usize).min(cells - 1)
-        };
-        let column = share(fault.began_ns - first_ns, span_ns, COLUMNS);
-        cells[share(fault.page.into(), pages, ROWS)][column] += 1;
+        let column = u128::from(fault.began_ns - first_ns) * COLUMNS as u128 / u128::from(span_ns);
+        cells[row_of(fault.page)][(column as usize).min(COLUMNS - 1)] += 1;
     }
     let highest = cells.iter().flatten().copied().max().unwrap_or(0);
-    let (width, height) = (COLUMNS * CELL, ROWS * CELL);
+    let (width, height) = (COLUMNS * CELL, rows.len() * CELL);
     writeln!(
         to,
-        "<svg width=\"{}\" height=\"{}\" role=\"img\"><text x=\"0\" y=\"12\">0</text>\
-         <text x=\"0\" y=\"{height}\">{} MiB</text><text x=\"70\" y=\"{}\">0 s</text>\
+        "<p>Each row is {} of the pages that had faults, by address.</p>\
+         <svg width=\"{}\" height=\"{}\" role=\"img\"><text x=\"{MARGIN}\" y=\"{}\">0 s</text>\
          <text x=\"{}\" y=\"{}\" text-anchor=\"end\">{:.1} s</text>",
-        width + 70,
+        rows.first().map_or(0, |row| row.len()),
+        width + MARGIN,
         height + 20,
-        memory >> 20,
         height + 15,
-        width + 70,
+        width + MARGIN,
         height + 15,
         span_ns as f64 / 1e9,
     )?;
     for (row, counts) in cells.iter().enumerate() {
+        let address = u64::from(rows[row][0]) << 12;
+        if row % LABEL_EVERY == 0 {
+            writeln!(
+                to,
+                "<text x=\"0\" y=\"{}\">{address:#x}</text>",
+                (row + 1) * CELL
+            )?;
+        }
         for (column, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
             writeln!(
                 to,
                 "<rect x=\"{}\" y=\"{}\" width=\"{CELL}\" height=\"{CELL}\" fill=\"{}\">\
-                 <title>{count} faults at {:#x}, {:.2} s</title></rect>",
-                column * CELL + 70,
+                 <title>{count} faults from {address:#x} on, {:.2} s</title></rect>",
+                column * CELL + MARGIN,
                 row * CELL,
                 colour(strength(*count, highest)),
-                (pages * row as u64 / ROWS as u64) << 12,
                 span_ns as f64 / 1e9 * column as f64 / COLUMNS as f64,
             )?;
         }
@@ -193,11 +198,16 @@ fn sharing(to: &mut String, findings: &Findings) -> fmt::Result {
     }
     writeln!(to)?;
     for shared in findings.false_sharing.iter().take(ROWS_MAX) {
+        let page = format!(
+            "{:#x} {}",
+            u64::from(shared.page) << 12,
+            names(&shared.about)
+        );
         for (part, counts) in &shared.writes {
-            let page = u64::from(shared.page) << 12;
             write!(
                 to,
-                "<tr><td>{page:#x}<td style=\"text-align:left\">{}",
+                "<tr><td>{}<td style=\"text-align:left\">{}",
+                Text(&page),
                 Text(part)
             )?;
             counts

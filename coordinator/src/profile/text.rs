@@ -49,7 +49,8 @@ pub(super) fn report(findings: &Findings) -> String {
             "\nDifferent things on one page, written to from different nodes"
         );
         for shared in findings.false_sharing.iter().take(ROWS_MAX) {
-            let _ = writeln!(text, "  page {:#x}", u64::from(shared.page) << 12);
+            let page = u64::from(shared.page) << 12;
+            let _ = writeln!(text, "  page {page:#x} {}", names(&shared.about));
             for (part, counts) in &shared.writes {
                 let from: Vec<String> = counts
                     .iter()

@@ -115,11 +115,7 @@ fn options_are_checked_before_anything_is_started() {
         ),
         (
             &["--nodes", "a", "--paging", "magic"],
-            &["--paging", "magic", "auto, mprotect"],
-        ),
-        (
-            &["--nodes", "a", "--paging", "uffd"],
-            &["--paging", "uffd", "auto, mprotect"],
+            &["--paging", "magic", "auto, mprotect, uffd"],
         ),
         (
             &["--nodes", "a", "--detach", "--", "true"],

@@ -48,6 +48,8 @@ fn a_guest_that_runs_is_profiled_for_some_time() {
     );
     assert_eq!(found["cpus"][1]["faults"], half);
     assert_eq!(found["false_sharing"][0]["page"], 5);
+    // What the guest says of it.
+    assert_eq!(found["pages"][0]["about"][0], "slab fake");
     // The kernel of these guests is another program.
     assert_eq!(found["no_symbols"], Value::Null);
 
@@ -64,7 +66,7 @@ fn a_guest_that_runs_is_profiled_for_some_time() {
     for part in [
         &format!("{faults} faults that asked another node"),
         "not among them, for want of room: 1 on a, 1 on b",
-        "0x5000 linear map",
+        "0x5000 slab fake",
         "+0x40: b",
     ] {
         assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
