@@ -41,6 +41,39 @@ fn threads_of_one_process_share_memory_across_nodes() {
     world.assert_clean();
 }
 
+/// Wake-ups of other nodes' CPUs are messages, and who changes a thread's affinity has to find them.
+#[test]
+fn threads_wake_each_other_while_they_are_moved() {
+    const PAIRS: u64 = 4;
+    const TURNS: u64 = 2_000;
+    let world = World::new();
+    let program = world
+        .compile("wakes", include_str!("../programs/wakes.c"))
+        .expect("a program");
+    let program = program.display().to_string();
+    let guest = Up::three(&world).detach("wakes");
+    let (before, log) = (guest.status(), guest.logs());
+    before.assert_spread();
+    let arguments = ["3", &PAIRS.to_string(), &TURNS.to_string()];
+    let outcome = guest
+        .exec_within(&[&[program.as_str()], &arguments[..]].concat(), 120)
+        .expect(0);
+    let text = outcome.text();
+    let numbers: Vec<u64> = text
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [turns, moves, wrong] = numbers[..] else {
+        panic!("{text}")
+    };
+    assert_eq!((turns, wrong), (2 * PAIRS * TURNS, 0), "{text}");
+    assert!(moves > 100, "{text}");
+    guest.status().assert_moved(&before);
+    guest.assert_quiet_since(&log);
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
 #[test]
 fn processes_talk_across_nodes() {
     all_of_many(&["pipes", "sockets", "tcp", "signals"]);
