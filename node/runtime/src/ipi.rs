@@ -26,6 +26,9 @@ pub(crate) fn send(cpu: i32, vector: i32) -> i32 {
     0
 }
 
+/// The last of `enum node_call_kind`.
+pub(crate) const CALL_KIND_MAX: u32 = 2;
+
 /// `struct node_call` of the kernel's: what is to be done on a CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
@@ -73,10 +76,24 @@ struct SignalInfo {
     rest: [u64; 12],
 }
 
+/// Who sends signals: this process, also where a child that is about to become a stub drives the pager for it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sender {
+    pid: i32,
+    uid: u32,
+}
+
+impl Sender {
+    pub(crate) fn this_process() -> Self {
+        // SAFETY: no arguments.
+        let (pid, uid) = unsafe { (libc::getpid(), libc::getuid()) };
+        Self { pid, uid }
+    }
+}
+
 /// Queues the vCPU's interrupt signal to its thread.
-pub(crate) fn queue_signal(thread: i32, signal: i32, vector: u32) {
-    // SAFETY: no arguments.
-    let (pid, uid) = unsafe { (libc::getpid(), libc::getuid()) };
+pub(crate) fn queue_signal(sender: Sender, thread: i32, signal: i32, vector: u32) {
+    let Sender { pid, uid } = sender;
     let info = SignalInfo {
         signal,
         errno: 0,

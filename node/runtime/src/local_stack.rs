@@ -72,9 +72,31 @@ pub(crate) fn call_in_handler(f: Function, a: u64, b: u64, c: u64, d: u64) -> u6
     switch(f, a, b, c, d)
 }
 
+unsafe extern "C" {
+    /// pthread_setcancelstate(3)
+    fn pthread_setcancelstate(state: i32, old: *mut i32) -> i32;
+}
+
+/// Of glibc's <pthread.h>.
+const PTHREAD_CANCEL_DISABLE: i32 = 1;
+
+/// Runs on the thread's own stack. Only here is it true that nothing can miss a page: until then and from then
+/// on the caller's stack is in use.
+extern "C" fn active(a: u64, b: u64, c: u64, d: u64, f: Function) -> u64 {
+    let mut cancelable = 0;
+    ACTIVE.set(true);
+    // The kernel ends its helper threads by pthread_cancel(3): not while they have a lock.
+    // SAFETY: passes a local.
+    unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut cancelable) };
+    let result = f(a, b, c, d);
+    // SAFETY: puts back what it was.
+    unsafe { pthread_setcancelstate(cancelable, std::ptr::null_mut()) };
+    ACTIVE.set(false);
+    result
+}
+
 fn switch(f: Function, a: u64, b: u64, c: u64, d: u64) -> u64 {
     let top = stack_top();
-    ACTIVE.set(true);
     let result: u64;
     // SAFETY: `top` is the end of a mapping of STACK_BYTES that only this thread uses, and only
     // here: ACTIVE and the blocked signals keep a second call from starting on it. r12 is
@@ -83,10 +105,11 @@ fn switch(f: Function, a: u64, b: u64, c: u64, d: u64) -> u64 {
         asm!(
             "mov r12, rsp",
             "mov rsp, {top}",
-            "call {f}",
+            "call {active}",
             "mov rsp, r12",
             top = in(reg) top,
-            f = in(reg) f,
+            active = sym active,
+            inout("r8") f => _,
             inout("rdi") a => _,
             inout("rsi") b => _,
             inout("rdx") c => _,
@@ -96,6 +119,5 @@ fn switch(f: Function, a: u64, b: u64, c: u64, d: u64) -> u64 {
             clobber_abi("C"),
         );
     }
-    ACTIVE.set(false);
     result
 }

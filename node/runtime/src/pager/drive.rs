@@ -69,6 +69,8 @@ pub(crate) fn ask(slot: u32) {
     };
     let request = slots::request_in(slot);
     let leads = request.op.is_answered_soon();
+    // Whoever asks again has been running; when it is answered, that is forgotten.
+    pager.notice_resumed();
     pager.handle_request(request);
     pager.settle();
     if slots::is_answered(slot) {
@@ -227,7 +229,6 @@ impl Pager {
 
     /// Does what follows from what has been done, and sends it.
     fn settle(&mut self) {
-        // Whoever asks again has been running.
         self.notice_resumed();
         while let Some(news) = self.net.next() {
             self.hear(news);

@@ -23,6 +23,7 @@ pub(crate) mod wire;
 pub(crate) use drive::{Meeting, ask, call, interrupt, run, tell};
 
 use crate::image::{NodeImage, PAGE_BYTES};
+use crate::ipi::Sender;
 use crate::view::{Protection, View};
 use crate::{clock, control, slots, stub};
 use bytes::Bytes;
@@ -76,6 +77,7 @@ pub(crate) enum Asker {
 pub(crate) struct Pager {
     me: u16,
     nodes: u16,
+    sender: Sender,
     image: NodeImage,
     engine: Engine<Bytes>,
     view: View,
@@ -202,6 +204,7 @@ impl Pager {
         Ok(Pager {
             me,
             nodes: setup.nodes.len() as u16,
+            sender: Sender::this_process(),
             image,
             engine,
             view,

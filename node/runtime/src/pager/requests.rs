@@ -211,6 +211,9 @@ impl Pager {
 
     fn ask_ahead(&mut self, now: u64, missed: u32, access: Access) {
         let ahead = self.readahead.missed(missed, access, self.memory_pages);
+        // Between the image and what the kernel allocates lies memory of each process's own.
+        let (start, pages) = (self.image.start, PAGE_BYTES);
+        let ahead = ahead.take_while(|page| image::is_shared(start + *page as usize * pages));
         for page in ahead.map(PageId) {
             if self.engine.state(page) == dsm::State::Invalid {
                 self.stats.pages_ahead += 1;
@@ -276,6 +279,9 @@ impl Pager {
             Frame::CpuRun { cpu } => {
                 self.check_cpu(cpu)?;
                 self.release_cpu(cpu);
+            }
+            Frame::VmDrop { start, end, .. } if start > end => {
+                return Err(format!("drops {start:#x} to {end:#x}"));
             }
             Frame::VmDrop { ticket, start, end } => {
                 self.drop_vm(start, end);
@@ -419,6 +425,12 @@ impl Pager {
         if call.function != 0 && !self.image.is_code(call.function) {
             return Err(format!("calls {:#x}, which is no code", call.function));
         }
+        if usize::try_from(call.from).is_ok_and(|from| from >= self.placement.len()) {
+            return Err(format!("calls for CPU {}, which there is not", call.from));
+        }
+        if call.kind > ipi::CALL_KIND_MAX {
+            return Err(format!("calls in a way {} that there is not", call.kind));
+        }
         if !self.image.is_data(call.data) {
             return Err(format!("calls with {:#x}, which is no data", call.data));
         }
@@ -436,7 +448,7 @@ impl Pager {
             self.chains.interrupted(slot);
         }
         if let Some(thread) = self.threads.get(&cpu) {
-            ipi::queue_signal(*thread, self.image.ipi_signal, vector);
+            ipi::queue_signal(self.sender, *thread, self.image.ipi_signal, vector);
         }
     }
 

@@ -44,10 +44,17 @@ impl Mprotect {
         page: usize,
         protection: Protection,
     ) -> io::Result<()> {
-        if protection != Protection::None && self.borders >= self.borders_max {
+        if self.borders >= self.borders_max {
             self.collapse(protections)?;
         }
-        self.set(page, page + 1, protection)?;
+        while let Err(error) = self.set(page, page + 1, protection) {
+            // Others in the process may have more mappings than were left to them.
+            let before = self.borders;
+            self.collapse(protections)?;
+            if error.raw_os_error() != Some(libc::ENOMEM) || self.borders == before {
+                return Err(error);
+            }
+        }
         let before = borders_around(protections, page);
         protections[page] = protection;
         self.borders = self.borders + borders_around(protections, page) - before;

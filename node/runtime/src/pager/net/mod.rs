@@ -421,16 +421,18 @@ impl Net {
             let Some(link) = self.links.get_mut(&handle) else {
                 continue;
             };
-            let result = link.write();
+            if let Err(error) = link.write() {
+                self.lost(now, handle, &error);
+            }
+            let Some(link) = self.links.get_mut(&handle) else {
+                continue;
+            };
             if !link.transmit(now, &self.socket, &self.state) {
                 self.blocked = true;
                 self.touched.insert(handle);
             }
             // What it had to tell, it has told.
             let ended = link.connection.is_drained();
-            if let Err(error) = result {
-                self.lost(now, handle, &error);
-            }
             self.exchange(handle);
             if ended {
                 self.links.remove(&handle);
