@@ -44,6 +44,9 @@ int node_vm_fault(unsigned long addr, int is_write)
  * to them in order: nobody waits for longer than all others' patience, and what
  * those before it do with the lock.
  *
+ * Who has drawn a number and then pauses for ever, in a panic, leaves the lock to
+ * nobody, as in the queue of the generic lock.
+ *
  * Numbers lie where the generic lock has the tail of its queue; what takes and
  * gives a free lock, inline, only asks whether there is anything besides.
  */

@@ -37,12 +37,29 @@ static int file_use(struct folio *folio, char *to, size_t size)
 	return length;
 }
 
+/* Nothing keeps the page a slab's, so what it says is looked up, not followed */
+static int slab_use(struct page *page, char *to, size_t size)
+{
+	struct kmem_cache *cache, *said;
+	struct slab *slab;
+
+	guard(mutex)(&slab_mutex);
+	slab = page_slab(page);
+	if (!slab)
+		return 0;
+	said = READ_ONCE(slab->slab_cache);
+	list_for_each_entry(cache, &slab_caches, list)
+		if (cache == said)
+			return scnprintf(to, size, "slab %s", cache->name);
+
+	return 0;
+}
+
 static int page_use(unsigned long number, char *to, size_t size)
 {
 	struct page *page;
 	struct folio *folio;
-	struct slab *slab;
-	int length = 0;
+	int length;
 
 	if (!pfn_valid(number))
 		return scnprintf(to, size, "no memory");
@@ -54,12 +71,9 @@ static int page_use(unsigned long number, char *to, size_t size)
 	if (PageTable(page))
 		return scnprintf(to, size, "page table");
 
-	scoped_guard(mutex, &slab_mutex) {
-		slab = page_slab(page);
-		if (slab && slab->slab_cache)
-			return scnprintf(to, size, "slab %s",
-					 slab->slab_cache->name);
-	}
+	length = slab_use(page, to, size);
+	if (length)
+		return length;
 
 	folio = page_folio(page);
 	if (folio_test_anon(folio))
