@@ -199,7 +199,7 @@ fn shared(page: u32, about: &[String], writes: BTreeMap<String, Vec<u64>>) -> Op
 /// Collects under names.
 struct Tallies {
     nodes: usize,
-    named: BTreeMap<String, (u64, Tally)>,
+    named: BTreeMap<String, (Option<u64>, Tally)>,
 }
 
 impl Tallies {
@@ -211,7 +211,9 @@ impl Tallies {
     }
 
     fn add(&mut self, name: String, node: usize, fault: &Fault) {
-        let new = || (fault.instruction, Tally::new(self.nodes));
+        // A program's are not the kernel's.
+        let instruction = fault.user.is_none().then_some(fault.instruction);
+        let new = || (instruction, Tally::new(self.nodes));
         let (_, tally) = self.named.entry(name).or_insert_with(new);
         tally.add(node, fault);
     }
@@ -221,7 +223,7 @@ impl Tallies {
         let named = self.named.into_iter();
         let named = named.map(|(name, (instruction, tally))| Named {
             name,
-            line: line(instruction),
+            line: instruction.and_then(&line),
             tally,
         });
         let mut all: Vec<_> = named.collect();

@@ -5,7 +5,7 @@ use crate::guest::Subject;
 use span_api::profile::Fault;
 use std::collections::BTreeMap;
 
-/// Most faults that are kept: half a gigabyte of them. Later ones are counted as dropped.
+/// Most faults that are kept: 600 MB of them. Later ones are counted as dropped.
 const FAULTS_MAX: usize = 6_000_000;
 
 #[derive(Debug, Clone)]

@@ -16,7 +16,8 @@ use tokio::time::timeout;
 /// Most pages that are asked about: what fits into one window.
 const PAGES_MAX: usize = WINDOW_BYTES as usize / 12;
 
-/// Longest wait for the guest's answer.
+/// Longest answer, and the longest wait for it.
+const ANSWER_BYTES_MAX: usize = PAGES_MAX * 128;
 const ANSWER_S_MAX: u64 = 10;
 
 /// By page; empty where the guest does not answer.
@@ -29,20 +30,31 @@ pub(super) async fn of(
     if pages.is_empty() {
         return BTreeMap::new();
     }
+    let mut text = Vec::new();
     let answer = timeout(
         Duration::from_secs(ANSWER_S_MAX),
-        ask(&pages, name, directory),
+        ask(&pages, name, directory, &mut text),
     );
-    match answer.await {
-        Ok(Ok(text)) => parse(&text),
-        Ok(Err(line)) => without(&line),
-        Err(_) => without(&format!("no answer within {ANSWER_S_MAX} s")),
+    let failed = match answer.await {
+        Ok(Ok(())) => None,
+        Ok(Err(line)) => Some(line),
+        Err(_) => Some(format!("no more was said within {ANSWER_S_MAX} s")),
+    };
+    let known = parse(&String::from_utf8_lossy(&text));
+    if let Some(why) = failed {
+        say(&format!(
+            "what {} of {} pages are used for is not known: {}",
+            pages.len().saturating_sub(known.len()),
+            pages.len(),
+            printable(&why)
+        ));
     }
+    known
 }
 
-fn without(why: &str) -> BTreeMap<u32, String> {
-    say(&format!("what pages are used for is not known: {why}"));
-    BTreeMap::new()
+/// What the guest says, without anything that a terminal takes for a command.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "?")
 }
 
 /// Pages of the linear map, those with the most faults first.
@@ -62,7 +74,12 @@ fn linear(recording: &Recording) -> BTreeSet<u32> {
         .collect()
 }
 
-async fn ask(pages: &BTreeSet<u32>, name: &str, directory: &Path) -> Result<String, String> {
+async fn ask(
+    pages: &BTreeSet<u32>,
+    name: &str,
+    directory: &Path,
+    text: &mut Vec<u8>,
+) -> Result<(), String> {
     let client = Client::connect(name, directory).await;
     let client = client.map_err(|failure| failure.line)?;
     let mut pipe = client
@@ -93,7 +110,7 @@ async fn ask(pages: &BTreeSet<u32>, name: &str, directory: &Path) -> Result<Stri
         // What the guest says of it is still to be heard.
         let _ = pipe.to_init.send(message).await;
     }
-    let (mut text, mut complaint) = (Vec::new(), Vec::new());
+    let mut complaint = Vec::new();
     while let Some(message) = pipe.from_init.recv().await {
         let bytes = match message {
             FromInit::Stdout { data, .. } => {
@@ -104,15 +121,16 @@ async fn ask(pages: &BTreeSet<u32>, name: &str, directory: &Path) -> Result<Stri
                 complaint.extend(&data);
                 data.len()
             }
-            FromInit::Exited { .. } if complaint.is_empty() => {
-                return Ok(String::from_utf8_lossy(&text).into_owned());
-            }
+            FromInit::Exited { .. } if complaint.is_empty() => return Ok(()),
             FromInit::Exited { .. } => {
                 return Err(String::from_utf8_lossy(&complaint).trim().to_string());
             }
             FromInit::StartFailed { message, .. } => return Err(message),
             _ => continue,
         };
+        if text.len() + complaint.len() > ANSWER_BYTES_MAX {
+            return Err("the answer is too long".into());
+        }
         let credit = ToInit::Credit {
             id: 0,
             bytes: bytes as u32,
@@ -125,7 +143,7 @@ async fn ask(pages: &BTreeSet<u32>, name: &str, directory: &Path) -> Result<Stri
 fn parse(text: &str) -> BTreeMap<u32, String> {
     let line = |line: &str| {
         let (page, used) = line.split_once(' ')?;
-        Some((page.parse().ok()?, used.to_string()))
+        Some((page.parse().ok()?, printable(used)))
     };
     text.lines().filter_map(line).collect()
 }
@@ -137,9 +155,9 @@ mod tests {
 
     #[test]
     fn an_answer_has_a_line_for_each_page() {
-        let known = parse("12 slab dentry\n13 free\nnonsense\n");
+        let known = parse("12 slab dentry\n13 fr\u{1b}[2Jee\nnonsense\n");
         assert_eq!(known[&12], "slab dentry");
-        assert_eq!(known[&13], "free");
+        assert_eq!(known[&13], "fr?[2Jee");
         assert_eq!(known.len(), 2);
     }
 

@@ -43,6 +43,9 @@ pub(crate) fn put(from: &Path, to: &Path) {
 
 impl Place {
     pub(crate) fn new() -> Self {
+        // Whoever runs the tests in the background may ignore it, and what is started inherits that.
+        // SAFETY: no handler is involved.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
         let directory = tempfile::Builder::new()
             .prefix("span-test-")
             .tempdir()
