@@ -10,12 +10,26 @@ fn is_there(world: &World, engine: &str) -> bool {
     let outcome = Up::on(world, "a,b")
         .options(&["--paging", engine])
         .run(&["true"]);
-    if outcome.code == 125 && engine == "uffd" {
-        not_tested(&format!("--paging uffd: {}", outcome.stderr.trim()));
+    // What the host lacks is found out before anything else.
+    let lacks = |text: &str| {
+        ["not permitted", "not implemented", "Invalid argument"]
+            .iter()
+            .any(|why| text.contains(why))
+    };
+    let said = outcome.stderr.trim();
+    let last = said.lines().next_back().unwrap_or_default();
+    if engine == "uffd" && last.contains("(--paging Uffd)") && lacks(last) {
+        not_tested(last);
         return false;
     }
     outcome.expect(0);
     true
+}
+
+/// How many mappings this host lets a process have.
+fn mappings_max() -> u64 {
+    let text = span_tests::text("/proc/sys/vm/max_map_count");
+    text.trim().parse().expect("a number")
 }
 
 #[test]
@@ -68,6 +82,13 @@ fn threads_share_memory_with_either_engine() {
 #[test]
 fn a_checkerboard_of_pages_keeps_running_with_either_engine() {
     let pages = number("SPAN_CHECKERBOARD", 80_000);
+    if pages <= mappings_max() {
+        not_tested(&format!(
+            "{pages} pages need no more mappings than the {} that vm.max_map_count allows",
+            mappings_max()
+        ));
+        return;
+    }
     let limit_s = 120 + pages / 500;
     let world = World::lasting(Duration::from_secs(2 * limit_s + 120));
     let program = world
@@ -85,9 +106,12 @@ fn a_checkerboard_of_pages_keeps_running_with_either_engine() {
         let outcome = guest.exec_within(&[&program, &pages.to_string()], limit_s);
         let after = guest.status();
         assert_eq!(outcome.code, 0, "{}{}", outcome.text(), outcome.stderr);
-        // Every other page has come to b, and did not go back.
+        // Every other page has come to b to be written to, and stayed; in the end b reads all of them.
         let moved = after.node("b").pages_in - before.node("b").pages_in;
-        assert!(moved >= pages / 2, "{moved} pages moved");
+        assert!(
+            (pages..pages * 3 / 2).contains(&moved),
+            "{moved} pages moved"
+        );
         let closed = |status: &span_tests::Status| -> u64 {
             status.nodes.iter().map(|node| node.faults.local).sum()
         };
