@@ -19,9 +19,20 @@ pub(crate) fn host_ns() -> u64 {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: writes to a local of a runtime thread.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    // SAFETY: a local of a runtime thread.
+    unsafe { host_ns_by(&mut now) }
+}
+
+/// The same, with the host shown no memory but `now`: for threads whose stack is the guest's.
+///
+/// # Safety
+/// Nobody else writes to `now` meanwhile.
+pub(crate) unsafe fn host_ns_by(now: *mut libc::timespec) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, now);
+        (*now).tv_sec as u64 * 1_000_000_000 + (*now).tv_nsec as u64
+    }
 }
 
 /// The guest's clock.

@@ -6,7 +6,7 @@ use crate::image::{self, NodeImage, PAGE_BYTES};
 use crate::ipi::Call;
 use crate::profile::{self, NodeUser};
 use crate::slots::{self, Op};
-use crate::{clock, control, ipi, local_stack, pager, start, stub};
+use crate::{clock, control, ipi, local_stack, pager, start, sticky, stub};
 use span_api::guest::{FromGuest, HaltKind};
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_ulonglong, c_void};
@@ -268,6 +268,21 @@ pub extern "C" fn node_stub_unmap(slot: *mut c_void, addr: c_ulong, len: c_ulong
 #[unsafe(no_mangle)]
 pub extern "C" fn node_stub_drain(slot: *mut c_void) -> c_ulong {
     local_stack::call(stub::drain, slot as u64, 0, 0, 0)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_turn(pid: c_int, cpu: c_int) -> c_int {
+    sticky::turn_begins(pid, cpu)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_stub_turned() {
+    sticky::turn_ends();
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn node_idle() {
+    sticky::free();
 }
 
 #[unsafe(no_mangle)]

@@ -33,6 +33,7 @@ mod profile;
 mod slots;
 mod spin;
 mod start;
+mod sticky;
 mod stub;
 mod view;
 

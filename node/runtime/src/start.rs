@@ -3,7 +3,7 @@
 use crate::image::NodeImage;
 use crate::pager::{self, Meeting, Remote};
 use crate::view::View;
-use crate::{clock, control, host, hostcall, image, slots, stub};
+use crate::{clock, control, host, hostcall, image, slots, sticky, stub};
 use span_api::guest::{FromGuest, Paging, Setup};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, Ordering::Relaxed};
 use std::sync::{Mutex, mpsc};
@@ -54,6 +54,7 @@ pub(crate) fn join() -> Option<Setup> {
             PLACEMENT[usize::from(*cpu)].store(node as u8, Relaxed);
         }
     }
+    sticky::set_up();
     *SETUP.lock().expect("nobody has panicked yet") = Some(setup.clone());
     if setup.nodes.len() > 1 {
         if let Err(error) = hostcall::install(&ENV) {

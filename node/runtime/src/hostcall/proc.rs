@@ -4,6 +4,7 @@ use super::call::refuse;
 use super::env::{self, fail};
 use super::slot::{Frame, Nesting, Slot};
 use super::wire::REQUEST_MAX;
+use crate::sticky;
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::ptr;
 use libc::{pid_t, pthread_attr_t, pthread_t, rlimit64, utsname};
@@ -22,6 +23,7 @@ pub(super) extern "C" fn __wrap_clone(
     flags: c_int,
     arg: *mut c_void,
 ) -> c_int {
+    sticky::free();
     let Some(env) = env::active() else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::clone(run, stack, flags, arg) };
@@ -190,6 +192,7 @@ pub(super) extern "C" fn __wrap_pthread_create(
     run: extern "C" fn(*mut c_void) -> *mut c_void,
     arg: *mut c_void,
 ) -> c_int {
+    sticky::free();
     if env::active().is_none() {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::pthread_create(thread, attr, run, arg) };

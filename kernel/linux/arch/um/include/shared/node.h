@@ -130,6 +130,15 @@ void node_stub_unmap(void *slot, unsigned long addr, unsigned long len);
 unsigned long node_stub_drain(void *slot);
 void node_stub_kick(int node, void *slot);
 
+/*
+ * Around a turn of a stub: keeps it where its CPU is, as long as turns are short.
+ * cpu is what the last call for this stub answered, 0 before.
+ */
+int node_stub_turn(int pid, int cpu);
+void node_stub_turned(void);
+/* ... and the CPU where the host likes, before it waits for something else */
+void node_idle(void);
+
 /* Ends; the text lies in node-local memory */
 enum node_halt { NODE_POWER_OFF, NODE_HALT, NODE_RESTART };
 
