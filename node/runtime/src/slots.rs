@@ -225,9 +225,6 @@ pub(crate) fn sleep(slot: u32) {
     }
 }
 
-/// How long a thread looks for its answer before it sleeps: pages come sooner as a rule.
-const SPIN_NS: u64 = 200_000;
-
 /// Waits until the socket has something, or the thread is answered, without the pager's lock.
 pub(crate) fn poll(socket: RawFd) {
     let wake = POLL_WAKE.load(Acquire);
@@ -241,7 +238,7 @@ pub(crate) fn poll(socket: RawFd) {
         // SAFETY: passes locals.
         unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as _, timeout) }
     };
-    if !spin::until(SPIN_NS, || poll(0) > 0) {
+    if !spin::until(|| poll(0) > 0) {
         poll(-1);
     }
     if fds[1].revents != 0 {

@@ -9,11 +9,14 @@ use crate::clock;
 /// Giving way takes longer than this only if somebody else ran meanwhile.
 const ALONE_NS: u64 = 4_000;
 
-/// Looks until `ready`, for `most_ns` at most; whether it is.
-pub(crate) fn until(most_ns: u64, mut ready: impl FnMut() -> bool) -> bool {
+/// How long it is looked before whoever waits sleeps: as a rule the answer, or the next message, comes sooner.
+const MOST_NS: u64 = 200_000;
+
+/// Looks until `ready`, for a moment at most; whether it is.
+pub(crate) fn until(mut ready: impl FnMut() -> bool) -> bool {
     let began_ns = clock::host_ns();
     let mut now_ns = began_ns;
-    while now_ns - began_ns < most_ns {
+    while now_ns - began_ns < MOST_NS {
         if ready() {
             return true;
         }

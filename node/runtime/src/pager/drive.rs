@@ -16,9 +16,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
-/// How long the pager's thread looks for the next message before it sleeps.
-const SPIN_NS: u64 = 200_000;
-
 /// The host gives the pager's thread this much of a processor at a time. It never needs more, and who asks
 /// for little runs before those who want to compute: else a fault waits for their turns to end.
 const SLICE_NS: u64 = 100_000;
@@ -156,7 +153,7 @@ fn wait(epoll: &Epoll) -> io::Result<bool> {
     let mut events = [EpollEvent::empty(); 2];
     let mut count = Ok(0);
     // While pages move, the next message comes soon.
-    spin::until(SPIN_NS, || {
+    spin::until(|| {
         count = epoll.wait(&mut events, EpollTimeout::ZERO);
         count != Ok(0) || LED.load(Relaxed)
     });

@@ -104,19 +104,16 @@ impl Pager {
             args: [a, b, c, d],
         } = request;
         match op {
-            Op::Fault => {
-                let touch = Touch {
-                    address: a,
-                    instruction: c,
-                    through: Via::Linear,
+            Op::Fault | Op::UserPage => {
+                let (instruction, through) = match op {
+                    Op::UserPage if c != 0 => (0, Via::User),
+                    Op::UserPage => (0, Via::Linear),
+                    _ => (c, Via::Linear),
                 };
-                self.fault(slot, image::page_of(a as usize), b != 0, touch);
-            }
-            Op::UserPage => {
                 let touch = Touch {
                     address: a,
-                    instruction: 0,
-                    through: if c != 0 { Via::User } else { Via::Linear },
+                    instruction,
+                    through,
                 };
                 self.fault(slot, image::page_of(a as usize), b != 0, touch);
             }
