@@ -123,8 +123,13 @@ pub(crate) struct UpOptions {
     /// (a-b=200us,b-c=1ms) [default: none]
     #[arg(long, value_name = "TIME|A-B=TIME,…")]
     pub(crate) latency: Option<String>,
-    /// Root file system: host (this machine's, changes are thrown away), a directory, an image, none
-    #[arg(long, value_name = "host|DIR|IMAGE|none", default_value = "host")]
+    /// Root file system: host (this machine's, changes are thrown away), a directory of a node's host, an
+    /// image, none
+    #[arg(
+        long,
+        value_name = "host|[NODE:]DIR|IMAGE|none",
+        default_value = "host"
+    )]
     pub(crate) root: OsString,
     /// File that becomes a disk of the guest
     #[arg(long, value_name = "FILE")]
@@ -138,6 +143,9 @@ pub(crate) struct UpOptions {
     /// Name of the guest [default: span-1, span-2, …]
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Mount a directory of a node's host in the guest, the first node's if none is named; as often as wanted
+    #[arg(long, value_name = "[NODE:]DIR=MOUNTPOINT[,ro]")]
+    pub(crate) hostfs: Vec<OsString>,
     /// How guest pages are protected
     #[arg(long, value_enum, default_value_t = PagingOption::Auto)]
     pub(crate) paging: PagingOption,

@@ -464,17 +464,14 @@ impl Guest {
             messages.push(ToAgent::Spawn(Box::new(Spawn {
                 guest: self.run.name().to_string(),
                 arguments: arguments.clone(),
-                readable: if index == 0 {
-                    self.plan.readable.clone()
-                } else {
-                    Vec::new()
-                },
+                readable: self.plan.readable[index].clone(),
                 run_directory: local.then(|| self.run.path().as_os_str().as_bytes().to_vec()),
                 setup: Setup {
                     node: index as u16,
                     nodes: self.plan.nodes.clone(),
                     links: self.plan.links.of_node(index),
                     paging: self.plan.paging,
+                    exports: self.plan.exports[index].clone(),
                     bind,
                     authority: certificates.authority.clone(),
                     certificate: certificate.certificate,

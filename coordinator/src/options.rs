@@ -3,8 +3,10 @@
 use crate::failure::Failure;
 use span_api::{CPUS_MAX, NODES_MAX};
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
 const PAGE_BYTES: u64 = 4096;
 const KIB: u64 = 1 << 10;
@@ -37,9 +39,79 @@ impl std::fmt::Display for Place {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Root {
     Host,
-    Directory(PathBuf),
+    /// Of a node's host.
+    Directory(usize, PathBuf),
     Image(PathBuf),
     None,
+}
+
+/// A directory of a node's host, and where it is in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostMount {
+    pub(crate) node: usize,
+    pub(crate) directory: PathBuf,
+    pub(crate) mount_point: PathBuf,
+    pub(crate) read_only: bool,
+}
+
+/// The node of `NODE:PATH`, and the path there; without a name the first.
+fn of_node<'v>(value: &'v OsStr, names: &[String]) -> Result<(usize, &'v Path), String> {
+    let bytes = value.as_bytes();
+    let end = bytes.iter().position(|byte| b":/".contains(byte));
+    let Some(end) = end.filter(|end| bytes[*end] == b':') else {
+        return Ok((0, Path::new(value)));
+    };
+    let (name, path) = (&bytes[..end], OsStr::from_bytes(&bytes[end + 1..]));
+    match names.iter().position(|other| other.as_bytes() == name) {
+        Some(node) => Ok((node, Path::new(path))),
+        None => Err(format!(
+            "there is no node {}; --nodes has {}",
+            String::from_utf8_lossy(name),
+            names.join(", ")
+        )),
+    }
+}
+
+/// `--hostfs`. A directory of this machine has to be there; of another, its daemon decides what it exports.
+pub(crate) fn hostfs(
+    value: &OsStr,
+    names: &[String],
+    places: &[Place],
+) -> Result<HostMount, Failure> {
+    let wrong = |why: &dyn Display| Failure::usage(format!("--hostfs {}: {why}", value.display()));
+    let bytes = value.as_bytes();
+    let (rest, read_only) = match bytes.strip_suffix(b",ro") {
+        Some(rest) => (rest, true),
+        None => (bytes, false),
+    };
+    let equals = rest.iter().rposition(|byte| *byte == b'=');
+    let equals = equals.ok_or_else(|| wrong(&"must be [NODE:]DIR=MOUNTPOINT[,ro]"))?;
+    let mount_point = &rest[equals + 1..];
+    if mount_point.contains(&b',') {
+        return Err(wrong(&"nothing but ,ro may follow the mount point"));
+    }
+    let mount_point = Path::new(OsStr::from_bytes(mount_point));
+    let (node, directory) =
+        of_node(OsStr::from_bytes(&rest[..equals]), names).map_err(|why| wrong(&why))?;
+    if !plain(directory) || !plain(mount_point) {
+        return Err(wrong(&"DIR and MOUNTPOINT are absolute and without .."));
+    }
+    let mut directory = directory.to_path_buf();
+    if places[node] == Place::Local {
+        directory = fs::canonicalize(directory).map_err(|error| wrong(&error))?;
+        fs::read_dir(&directory).map_err(|error| wrong(&error))?;
+    }
+    Ok(HostMount {
+        node,
+        directory,
+        mount_point: mount_point.to_path_buf(),
+        read_only,
+    })
+}
+
+/// Whether a path says where it leads.
+fn plain(path: &Path) -> bool {
+    path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
 }
 
 pub(crate) fn check_name(option: &str, name: &str) -> Result<(), Failure> {
@@ -245,41 +317,44 @@ fn per_node<T: Copy>(
         .collect())
 }
 
-/// `--root`. What it names is on the first node's machine; elsewhere that node checks it.
-pub(crate) fn root(value: &OsStr, first_is_local: bool) -> Result<Root, Failure> {
+/// `--root`. What it names on another machine is checked there.
+pub(crate) fn root(value: &OsStr, names: &[String], places: &[Place]) -> Result<Root, Failure> {
     if value == "host" {
         return Ok(Root::Host);
     }
     if value == "none" {
         return Ok(Root::None);
     }
-    let path = Path::new(value);
-    let refused = |why: &dyn std::fmt::Display| {
+    let refused = |why: &dyn Display| {
         Failure::usage(format!(
             "--root {}: {why}; allowed are host, none, a readable directory or image file",
-            path.display()
+            value.display()
         ))
     };
-    if !first_is_local {
-        return match path.is_absolute() {
-            // A path that ends in a slash says that it is a directory.
-            true if value.as_encoded_bytes().ends_with(b"/") => Ok(Root::Directory(path.into())),
-            true if path.extension().is_some() => Ok(Root::Image(path.into())),
-            true => Ok(Root::Directory(path.into())),
-            false => Err(refused(&"a path on another machine must be absolute")),
+    let (node, path) = of_node(value, names).map_err(|why| refused(&why))?;
+    let image = |path: PathBuf| match node {
+        0 => Ok(Root::Image(path)),
+        _ => Err(refused(&"an image file has to be the first node's")),
+    };
+    if places[node] != Place::Local {
+        // A path that ends in a slash says that it is a directory.
+        let directory = node != 0 || value.as_bytes().ends_with(b"/");
+        return match plain(path) {
+            true if !directory && path.extension().is_some() => image(path.into()),
+            true => Ok(Root::Directory(node, path.into())),
+            false => Err(refused(
+                &"a path on another machine must be absolute and without ..",
+            )),
         };
     }
     let metadata = fs::metadata(path).map_err(|error| refused(&error))?;
+    let canonical = || fs::canonicalize(path).map_err(|error| refused(&error));
     if metadata.is_dir() {
         fs::read_dir(path).map_err(|error| refused(&error))?;
-        Ok(Root::Directory(
-            fs::canonicalize(path).map_err(|error| refused(&error))?,
-        ))
+        Ok(Root::Directory(node, canonical()?))
     } else if metadata.is_file() {
         fs::File::open(path).map_err(|error| refused(&error))?;
-        Ok(Root::Image(
-            fs::canonicalize(path).map_err(|error| refused(&error))?,
-        ))
+        image(canonical()?)
     } else {
         Err(refused(&"is neither a directory nor a regular file"))
     }
@@ -482,14 +557,66 @@ mod tests {
 
     #[test]
     fn a_root_must_exist_and_be_of_a_usable_kind() {
-        assert_eq!(root(OsStr::new("host"), true).unwrap(), Root::Host);
-        assert_eq!(root(OsStr::new("none"), true).unwrap(), Root::None);
-        assert!(matches!(
-            root(OsStr::new("/proc"), true),
-            Ok(Root::Directory(_))
-        ));
-        assert!(line(root(OsStr::new("/nonexistent"), true)).contains("--root /nonexistent: "));
-        assert!(line(root(OsStr::new("/dev/null"), true)).contains("neither"));
-        assert!(line(root(OsStr::new("some/where"), false)).contains("absolute"));
+        let (names, places) = nodes("a,b,c=far:1").unwrap();
+        let root = |value: &str| root(OsStr::new(value), &names, &places);
+        assert_eq!(root("host").unwrap(), Root::Host);
+        assert_eq!(root("none").unwrap(), Root::None);
+        let directory = |node, path: &str| Root::Directory(node, path.into());
+        assert_eq!(root("/proc").unwrap(), directory(0, "/proc"));
+        assert_eq!(root("b:/proc").unwrap(), directory(1, "/proc"));
+        assert_eq!(root("c:/srv/d.d").unwrap(), directory(2, "/srv/d.d"));
+        for (value, part) in [
+            ("/nonexistent", "--root /nonexistent: "),
+            ("/dev/null", "neither"),
+            ("b:/proc/version", "first node's"),
+            ("c:some/where", "absolute"),
+            ("c:/srv/..", "without .."),
+            ("d:/srv", "no node d; --nodes has a, b, c"),
+        ] {
+            let line = line(root(value));
+            assert!(line.contains(part), "{value}: {line}");
+        }
+        let (names, places) = nodes("a=far:1").unwrap();
+        let root = |value: &str| super::root(OsStr::new(value), &names, &places).unwrap();
+        assert_eq!(root("/srv/d"), directory(0, "/srv/d"));
+        assert_eq!(root("/srv/d.d/"), directory(0, "/srv/d.d/"));
+        assert_eq!(root("/srv/d.img"), Root::Image("/srv/d.img".into()));
+    }
+
+    #[test]
+    fn directories_of_hosts_are_mounted_where_it_is_said() {
+        let (names, places) = nodes("a,b,c=far:1").unwrap();
+        let hostfs = |value: &str| hostfs(OsStr::new(value), &names, &places);
+        let mount = |node, directory: &str, read_only| HostMount {
+            node,
+            directory: directory.into(),
+            mount_point: "/mnt".into(),
+            read_only,
+        };
+        for (value, wanted) in [
+            ("/proc=/mnt", mount(0, "/proc", false)),
+            ("b:/proc/=/mnt,ro", mount(1, "/proc", true)),
+            ("c:/a=b:c=/mnt", mount(2, "/a=b:c", false)),
+        ] {
+            assert_eq!(hostfs(value).unwrap(), wanted, "{value}");
+        }
+        for (value, part) in [
+            ("", "[NODE:]DIR=MOUNTPOINT[,ro]"),
+            ("/proc", "[NODE:]DIR=MOUNTPOINT[,ro]"),
+            ("d:/proc=/mnt", "no node d; --nodes has a, b, c"),
+            (":/proc=/mnt", "no node ; --nodes has"),
+            ("proc=/mnt", "absolute"),
+            ("/proc=mnt", "absolute"),
+            ("/proc=", "absolute"),
+            ("=/mnt", "absolute"),
+            ("/proc/../proc=/mnt", "without .."),
+            ("/proc=/mnt/../etc", "without .."),
+            ("/proc=/mnt,rw", "nothing but ,ro"),
+            ("/nonexistent=/mnt", "No such file"),
+            ("/proc/version=/mnt", "Not a directory"),
+        ] {
+            let line = line(hostfs(value));
+            assert!(line.contains(part), "{value}: {line}");
+        }
     }
 }

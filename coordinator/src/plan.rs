@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::links::Links;
 use crate::options::{self, Place, Root};
 use span_api::auth::{Token, TokenError};
-use span_api::guest::{NodeSpec, Paging};
+use span_api::guest::{Export, NodeSpec, Paging};
 use std::error::Error;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -35,10 +35,12 @@ pub(crate) struct Plan {
     pub(crate) arguments: Vec<Vec<u8>>,
     /// What the user appended; last on the kernel's command line.
     pub(crate) appended: Vec<Vec<u8>>,
-    /// Files and directories that the first node must be able to read.
-    pub(crate) readable: Vec<Vec<u8>>,
+    /// Files and directories that each node must be able to read.
+    pub(crate) readable: Vec<Vec<Vec<u8>>>,
     pub(crate) files: Files,
     pub(crate) token: Option<Token>,
+    /// What the guest may mount of each node's host, as far as that is this machine.
+    pub(crate) exports: Vec<Vec<Export>>,
     /// The guest sees this machine's files, so a path means the same in it.
     pub(crate) host_root: bool,
 }
@@ -64,7 +66,7 @@ impl Plan {
         };
         let first_is_local = places[0] == Place::Local;
         let host_root = up.root == "host" && first_is_local;
-        let storage = Storage::new(up, first_is_local)?;
+        let storage = Storage::new(up, &names, &places)?;
         let appended = options::appended(up.append.as_deref().unwrap_or_default())?;
         let token = token(up, &names, &places)?;
 
@@ -98,6 +100,7 @@ impl Plan {
             arguments,
             appended,
             readable: storage.readable,
+            exports: storage.exports,
             files: artefacts::find(up.kernel.as_deref())?,
             token,
             host_root,
@@ -143,18 +146,29 @@ fn number(names: Vec<String>, cpus: &[usize], memory: &[u64]) -> Vec<NodeSpec> {
 #[derive(Debug, Default)]
 struct Storage {
     arguments: Vec<Vec<u8>>,
-    readable: Vec<Vec<u8>>,
+    readable: Vec<Vec<Vec<u8>>>,
+    exports: Vec<Vec<Export>>,
     disks: usize,
 }
 
 impl Storage {
-    fn new(up: &UpOptions, first_is_local: bool) -> Result<Self, Failure> {
-        let mut storage = Self::default();
-        match options::root(&up.root, first_is_local)? {
-            Root::Host => storage.arguments.push(b"span.root=host".to_vec()),
+    fn new(up: &UpOptions, names: &[String], places: &[Place]) -> Result<Self, Failure> {
+        let first_is_local = places[0] == Place::Local;
+        let mut storage = Self {
+            readable: vec![Vec::new(); names.len()],
+            exports: vec![Vec::new(); names.len()],
+            ..Self::default()
+        };
+        match options::root(&up.root, names, places)? {
+            Root::Host => {
+                storage.arguments.push(b"span.root=host".to_vec());
+                storage.export(0, Path::new("/"), true);
+            }
             Root::None => storage.arguments.push(b"span.root=none".to_vec()),
-            Root::Directory(path) => {
-                storage.add("--root", "span.root=hostfs:", path, b"")?;
+            Root::Directory(node, path) => {
+                let prefix = format!("span.root=hostfs:{}:", names[node]);
+                storage.argument("--root", &prefix, &path, b"")?;
+                storage.export(node, &path, false);
             }
             Root::Image(path) => {
                 storage.disk("--root", path)?;
@@ -166,20 +180,51 @@ impl Storage {
         if let Some(path) = &up.ubd {
             storage.disk("--ubd", options::image("--ubd", path, first_is_local)?)?;
         }
+        for value in &up.hostfs {
+            let mount = options::hostfs(value, names, places)?;
+            let prefix = format!("span.hostfs={}:", names[mount.node]);
+            let mut words = mount.directory.clone().into_os_string();
+            words.push("=");
+            words.push(mount.mount_point);
+            if mount.read_only {
+                words.push(",ro");
+            }
+            storage.argument("--hostfs", &prefix, Path::new(&words), b"")?;
+            storage.export(mount.node, &mount.directory, mount.read_only);
+        }
         Ok(storage)
+    }
+
+    /// A directory that a node has to be able to read, and may have to export: a daemon decides that for itself.
+    fn export(&mut self, node: usize, directory: &Path, read_only: bool) {
+        let bytes = directory.as_os_str().as_bytes().to_vec();
+        self.readable[node].push(bytes.clone());
+        let new = Export {
+            directory: bytes,
+            read_only,
+        };
+        let exports = &mut self.exports[node];
+        // Whoever may change a directory may change what is in it, whatever else it is mounted as.
+        if exports.iter().any(|old| !old.read_only && old.holds(&new)) {
+            return;
+        }
+        exports.retain(|old| new.read_only || !new.holds(old));
+        exports.push(new);
     }
 
     fn disk(&mut self, option: &str, path: PathBuf) -> Result<(), Failure> {
         let prefix = format!("ubd{}=", self.disks);
         self.disks += 1;
-        self.add(option, &prefix, path, b",:")
+        self.argument(option, &prefix, &path, b",:")?;
+        self.readable[0].push(path.into_os_string().into_vec());
+        Ok(())
     }
 
-    fn add(
+    fn argument(
         &mut self,
         option: &str,
         prefix: &str,
-        path: PathBuf,
+        path: &Path,
         separators: &[u8],
     ) -> Result<(), Failure> {
         let bytes = path.as_os_str().as_bytes();
@@ -201,7 +246,6 @@ impl Storage {
             )));
         }
         self.arguments.push([prefix.as_bytes(), bytes].concat());
-        self.readable.push(path.into_os_string().into_vec());
         Ok(())
     }
 }

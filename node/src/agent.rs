@@ -39,6 +39,7 @@ pub(crate) async fn run(link_fd: RawFd, session_fd: Option<RawFd>) -> Result<(),
         session: Session::Inherited(session),
         cache: None,
         work: None,
+        exports: None,
         stopping,
     };
     let outcome = supervise::run(link, host).await;

@@ -12,16 +12,19 @@ use crate::process::adopt_orphans;
 use crate::supervise::{self, Host, Outcome, Over, Session};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig, VarInt};
 use span_api::auth::{PROOF_BYTES, Role, Token};
+use span_api::guest::Export;
 use span_api::link::{
     CLOSE_BUSY, CLOSE_DONE, CLOSE_PROTOCOL, CLOSE_STOPPING, CLOSE_TOKEN, Hello, STREAM_LINK,
     STREAM_SESSION,
 };
 use span_api::tls::Identity;
+use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -54,6 +57,57 @@ pub(crate) struct Options {
     /// Where kernels sent by coordinators are kept [default: $XDG_CACHE_HOME/span or ~/.cache/span]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Directory that guests may mount; as often as wanted [default: none]
+    #[arg(long, value_name = "DIR[,ro]")]
+    export: Vec<OsString>,
+}
+
+/// One `--export`.
+fn export(value: &OsStr) -> Result<Export, Failure> {
+    let bytes = value.as_bytes();
+    let (directory, read_only) = match bytes.strip_suffix(b",ro") {
+        Some(directory) => (directory, true),
+        None => (bytes, false),
+    };
+    let path = Path::new(OsStr::from_bytes(directory));
+    let wrong = |why: &dyn std::fmt::Display| {
+        Failure::usage(format!("--export {}: {why}", value.display()))
+    };
+    if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+        return Err(wrong(
+            &"must be an absolute directory without .., or DIR,ro",
+        ));
+    }
+    std::fs::read_dir(path).map_err(|error| wrong(&error))?;
+    Ok(Export {
+        directory: directory.to_vec(),
+        read_only,
+    })
+}
+
+/// All of them. One that must not be changed cannot lie in one that may: who renames a directory on its way changes it
+/// by another name.
+fn exports(values: &[OsString]) -> Result<Vec<Export>, Failure> {
+    let mut exports: Vec<Export> = Vec::new();
+    for value in values {
+        let new = export(value)?;
+        for old in &exports {
+            let clash = |inner: &Export, outer: &Export| {
+                inner.read_only && !outer.read_only && outer.holds(inner)
+            };
+            if clash(&new, old) || clash(old, &new) {
+                let writable = [&new, old].map(|one| String::from_utf8_lossy(&one.directory));
+                return Err(Failure::usage(format!(
+                    "--export {}: of {} and {} one lies in the other, which may be changed",
+                    value.display(),
+                    writable[0],
+                    writable[1]
+                )));
+            }
+        }
+        exports.push(new);
+    }
+    Ok(exports)
 }
 
 /// What all connections share.
@@ -63,6 +117,7 @@ struct Daemon {
     token: Token,
     cache: Cache,
     work: LockedDirectory,
+    exports: Vec<Export>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -82,6 +137,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
             cause.unwrap_or_default()
         ))
     })?;
+    let exports = exports(&options.export)?;
     let state = state_directory(options.state_dir)?;
     let failed = |error: &dyn std::fmt::Display| {
         Failure::failed(format!("{} cannot be used: {error}", state.display()))
@@ -116,6 +172,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
         token,
         cache,
         work,
+        exports,
         stopping,
     });
     LocalSet::new()
@@ -261,6 +318,7 @@ async fn converse(connection: &Connection, link: Link, daemon: &Daemon) -> Outco
         session: Session::Stream(session),
         cache: Some(daemon.cache.clone()),
         work: Some(work.path().to_path_buf()),
+        exports: Some(daemon.exports.clone()),
         stopping: daemon.stopping.clone(),
     };
     let outcome = supervise::run(link, host).await;

@@ -11,7 +11,7 @@ use crate::directory::Directory;
 use crate::link::{Link, Sender, chain};
 use crate::process::{Change, Process, Start};
 use span_api::codec;
-use span_api::guest::{FromGuest, Setup, ToGuest};
+use span_api::guest::{Export, FromGuest, Setup, ToGuest};
 use span_api::link::{CHUNK_BYTES_MAX, FromAgent, Hello, Spawn, ToAgent};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
@@ -55,6 +55,8 @@ pub(crate) struct Host {
     pub(crate) cache: Option<Cache>,
     /// Where the guest process may work, for a daemon; a local agent works in the run directory.
     pub(crate) work: Option<PathBuf>,
+    /// What a guest may mount of this host, for a daemon; a local agent leaves it to its coordinator.
+    pub(crate) exports: Option<Vec<Export>>,
     /// Becomes true when this process was asked to stop.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -264,7 +266,10 @@ impl Guest {
         let relays = [
             tokio::spawn(from_guest(
                 reader,
-                spawn.setup,
+                Setup {
+                    exports: host.exports.clone().unwrap_or(spawn.setup.exports),
+                    ..spawn.setup
+                },
                 messages.clone(),
                 sender.clone(),
             )),

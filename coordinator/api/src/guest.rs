@@ -20,7 +20,10 @@ use crate::histogram::Histogram;
 use crate::host::Host;
 use crate::profile::{Faults, Profiling};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Names the descriptor of the agent's socket in the guest process's environment. Without it the
 /// kernel runs as plain single-process UML.
@@ -57,6 +60,25 @@ pub enum Paging {
     Uffd,
 }
 
+/// A directory of a node's host that the guest may mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// Absolute.
+    pub directory: Vec<u8>,
+    pub read_only: bool,
+}
+
+impl Export {
+    /// Whether `other` is the same directory or one below it, by their names.
+    pub fn holds(&self, other: &Export) -> bool {
+        path(&other.directory).starts_with(path(&self.directory))
+    }
+}
+
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
 /// Everything a runtime must know before it can meet its peers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Setup {
@@ -66,6 +88,8 @@ pub struct Setup {
     /// From this node to each of `nodes`.
     pub links: Vec<Link>,
     pub paging: Paging,
+    /// What the guest may mount of this node's host: its agent has the last word.
+    pub exports: Vec<Export>,
     /// Address to bind the QUIC socket to; the port is the kernel's choice.
     pub bind: IpAddr,
     /// DER: the guest's own certificate authority, and this node's certificate and PKCS#8 key. A

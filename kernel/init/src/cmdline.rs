@@ -27,25 +27,43 @@ pub(crate) struct Options {
     pub(crate) root: Root,
     /// Host name of the guest (`span.name=`).
     pub(crate) name: OsString,
+    /// Directories of nodes' hosts (`span.hostfs=`).
+    pub(crate) mounts: Vec<HostMount>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostMount {
+    /// `NODE:/directory`, as hostfs wants it.
+    pub(crate) what: OsString,
+    pub(crate) mount_point: PathBuf,
+    pub(crate) read_only: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "span.root={0} is none of host, hostfs:<absolute directory>, block:<device>[,<type>], none"
-)]
-pub(crate) struct UnknownRoot(String);
+pub(crate) enum BadOption {
+    #[error(
+        "span.root={0} is none of host, hostfs:[<node>:]<absolute directory>, block:<device>[,<type>], none"
+    )]
+    Root(String),
+    #[error("span.hostfs={0} is not [<node>:]<absolute directory>=<absolute mount point>[,ro]")]
+    Mount(String),
+}
 
 /// Reads the options out of a kernel command line. The last of several equal options counts, as
 /// for the kernel's own.
-pub(crate) fn parse(line: &[u8]) -> Result<Options, UnknownRoot> {
+pub(crate) fn parse(line: &[u8]) -> Result<Options, BadOption> {
     let mut options = Options {
         root: Root::Host,
         name: OsString::from("span"),
+        mounts: Vec::new(),
     };
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     for word in words(line) {
         if let Some(value) = word.strip_prefix(b"span.root=") {
-            options.root = parse_root(value)
-                .ok_or_else(|| UnknownRoot(String::from_utf8_lossy(value).into_owned()))?;
+            options.root = parse_root(value).ok_or_else(|| BadOption::Root(text(value)))?;
+        } else if let Some(value) = word.strip_prefix(b"span.hostfs=") {
+            let mount = parse_mount(value).ok_or_else(|| BadOption::Mount(text(value)))?;
+            options.mounts.push(mount);
         } else if let Some(value) = word.strip_prefix(b"span.name=") {
             options.name = OsString::from_vec(value.to_vec());
         }
@@ -61,9 +79,7 @@ fn parse_root(value: &[u8]) -> Option<Root> {
         _ => {}
     }
     if let Some(directory) = value.strip_prefix(b"hostfs:") {
-        return directory
-            .starts_with(b"/")
-            .then(|| Root::HostDirectory(path(directory)));
+        return is_of_host(directory).then(|| Root::HostDirectory(path(directory)));
     }
     let block = value.strip_prefix(b"block:")?;
     let mut parts = block.splitn(2, |byte| *byte == b',');
@@ -76,6 +92,29 @@ fn parse_root(value: &[u8]) -> Option<Root> {
     Some(Root::Block {
         device: path(device),
         file_system,
+    })
+}
+
+fn parse_mount(value: &[u8]) -> Option<HostMount> {
+    let (value, read_only) = match value.strip_suffix(b",ro") {
+        Some(value) => (value, true),
+        None => (value, false),
+    };
+    let equals = value.iter().rposition(|byte| *byte == b'=')?;
+    let (what, mount_point) = (&value[..equals], &value[equals + 1..]);
+    (is_of_host(what) && mount_point.starts_with(b"/")).then(|| HostMount {
+        what: OsString::from_vec(what.to_vec()),
+        mount_point: PathBuf::from(OsStr::from_bytes(mount_point)),
+        read_only,
+    })
+}
+
+/// `NODE:/directory`, or `/directory` of the first node.
+fn is_of_host(value: &[u8]) -> bool {
+    let end = value.iter().position(|byte| b":/".contains(byte));
+    end.is_some_and(|end| match value[end] {
+        b':' => end > 0 && value[end + 1..].starts_with(b"/"),
+        _ => end == 0,
     })
 }
 
@@ -105,7 +144,7 @@ fn words(line: &[u8]) -> Vec<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn root(line: &str) -> Result<Root, UnknownRoot> {
+    fn root(line: &str) -> Result<Root, BadOption> {
         parse(line.as_bytes()).map(|options| options.root)
     }
 
@@ -121,6 +160,10 @@ mod tests {
         assert_eq!(
             root("span.root=hostfs:/srv/a").unwrap(),
             Root::HostDirectory("/srv/a".into())
+        );
+        assert_eq!(
+            root("span.root=hostfs:b:/srv/a").unwrap(),
+            Root::HostDirectory("b:/srv/a".into())
         );
         assert_eq!(
             root("span.root=block:/dev/ubda").unwrap(),
@@ -152,12 +195,41 @@ mod tests {
             "hosts",
             "hostfs:",
             "hostfs:relative",
+            "hostfs:b:relative",
+            "hostfs::/srv",
             "block:",
             "block:/dev/a,",
         ] {
             let error = root(&format!("span.root={value}")).unwrap_err();
             assert!(
                 error.to_string().contains(&format!("span.root={value} ")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn mounts_of_hosts_are_understood() {
+        let mounts = |line: &str| parse(line.as_bytes()).map(|options| options.mounts);
+        let mount = |what: &str, read_only| HostMount {
+            what: what.into(),
+            mount_point: "/mnt".into(),
+            read_only,
+        };
+        let line = "span.hostfs=b:/srv=/mnt span.hostfs=/a=b=/mnt,ro";
+        let wanted = [mount("b:/srv", false), mount("/a=b", true)];
+        assert_eq!(mounts(line).unwrap(), wanted);
+        for value in [
+            "",
+            "b:/srv",
+            "b:srv=/mnt",
+            "srv=/mnt",
+            ":/srv=/mnt",
+            "b:/srv=mnt",
+        ] {
+            let error = mounts(&format!("span.hostfs={value}")).unwrap_err();
+            assert!(
+                error.to_string().contains(&format!("span.hostfs={value} ")),
                 "{error}"
             );
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     applets,
-    cmdline::{self, Options, Root, UnknownRoot},
+    cmdline::{self, BadOption, HostMount, Options, Root},
     kmsg,
 };
 use nix::mount::{MsFlags, mount};
@@ -32,7 +32,7 @@ pub(crate) enum RootError {
     #[error("{action} failed")]
     Io { action: String, source: io::Error },
     #[error(transparent)]
-    UnknownRoot(#[from] UnknownRoot),
+    Option(#[from] BadOption),
     #[error("{0}: no file system of this kernel accepts it")]
     NoFileSystem(PathBuf),
 }
@@ -74,7 +74,7 @@ fn open_standard_streams() -> Result<(), RootError> {
 /// with the usual mounts, the host name is set and the loopback interface is up.
 pub(crate) fn set_up() -> Result<(), RootError> {
     let line = fs::read("/proc/cmdline").map_err(failed("reading /proc/cmdline"))?;
-    let Options { root, name } = cmdline::parse(&line)?;
+    let Options { root, name, mounts } = cmdline::parse(&line)?;
 
     match &root {
         Root::Host => mount_host_overlay()?,
@@ -113,6 +113,7 @@ pub(crate) fn set_up() -> Result<(), RootError> {
         mount_new("tmp", "/tmp", "tmpfs", flags, "mode=1777")?;
     }
     install_applets(&root, &program)?;
+    mounts.iter().try_for_each(mount_of_host)?;
 
     optional(
         nix::unistd::sethostname(&name).map_err(|error| RootError::Io {
@@ -139,6 +140,26 @@ fn mount_hostfs(directory: &Path, target: &str, flags: MsFlags) -> Result<(), Ro
     mount(Some("none"), target, Some("hostfs"), flags, Some(directory)).map_err(|error| {
         RootError::Io {
             action: format!("mounting the host's directory {}", directory.display()),
+            source: error.into(),
+        }
+    })
+}
+
+/// A directory that the user wants in the guest.
+fn mount_of_host(mount: &HostMount) -> Result<(), RootError> {
+    let target = &mount.mount_point;
+    fs::create_dir_all(target).map_err(|source| RootError::Io {
+        action: format!("making the mount point {}", target.display()),
+        source,
+    })?;
+    let flags = match mount.read_only {
+        true => MsFlags::MS_RDONLY,
+        false => MsFlags::empty(),
+    };
+    let data = Some(mount.what.as_os_str());
+    nix::mount::mount(Some("none"), target, Some("hostfs"), flags, data).map_err(|error| {
+        RootError::Io {
+            action: format!("mounting {} on {}", mount.what.display(), target.display()),
             source: error.into(),
         }
     })

@@ -56,13 +56,23 @@ pub(crate) fn join() -> Option<Setup> {
     }
     sticky::set_up();
     *SETUP.lock().expect("nobody has panicked yet") = Some(setup.clone());
-    if setup.nodes.len() > 1 {
-        if let Err(error) = hostcall::install(&ENV) {
-            control::fail(&format!("host calls: {error}"));
-        }
-        // Until the kernel runs, this process sets up its own host half.
-        hostcall::set_paths_local(true);
+    let names = setup
+        .nodes
+        .iter()
+        .map(|node| node.name.clone().into_bytes());
+    if let Err(line) = hostcall::export(&setup.exports, names.collect()) {
+        control::fail(&line);
     }
+    let several = setup.nodes.len() > 1;
+    let install = match several {
+        true => hostcall::install,
+        false => hostcall::install_for_hostfs,
+    };
+    if let Err(error) = install(&ENV) {
+        control::fail(&format!("host calls: {error}"));
+    }
+    // Until the kernel runs, this process sets up its own host half.
+    hostcall::set_paths_local(several);
     Some(setup)
 }
 

@@ -3,6 +3,7 @@
 
 use super::env::{Env, Place, fail, set_errno};
 use super::exec::{Done, Op, Work, exec};
+use super::export;
 use super::slot::Slot;
 use super::wire::{self, ARGS, DATA_MAX, REPLY_HEADER, REQUEST_HEADER, REQUEST_MAX};
 use core::ffi::c_char;
@@ -17,6 +18,7 @@ pub(super) struct Job {
     slot: Slot,
     work: Work,
     output_len: usize,
+    node: u16,
 }
 
 impl Job {
@@ -40,6 +42,7 @@ impl Job {
             slot,
             work,
             output_len: 0,
+            node: 0,
         })
     }
 
@@ -117,6 +120,7 @@ impl Job {
 
     /// Runs the call on `node`; sets errno if it failed, and returns its result.
     pub(super) fn run(&mut self, node: u16) -> i64 {
+        self.node = node;
         let done = if node == (self.env.node)() {
             self.run_here()
         } else {
@@ -129,9 +133,23 @@ impl Job {
         done.result
     }
 
+    /// Runs a call on paths on the node that they are of.
+    pub(super) fn run_on_owner(&mut self) -> i64 {
+        match export::owner(&self.work) {
+            None => self.run(self.env.path_owner()),
+            Some(Ok(node)) => self.run(node),
+            Some(Err(error)) => fail(error),
+        }
+    }
+
+    /// Where the call ran last.
+    pub(super) fn node(&self) -> u16 {
+        self.node
+    }
+
     fn run_here(&self) -> Done {
         let (env, work) = (self.env, self.work);
-        if work.op.needs_host_stack() {
+        if work.op.needs_host_stack() || export::concerns(&work) {
             self.slot.on_host_stack(move || exec(env, &work))
         } else {
             exec(env, &work)
@@ -178,6 +196,7 @@ impl Job {
                     errno,
                     output_len,
                 },
+                None if op.is_on_path() => Done::error(libc::EHOSTUNREACH),
                 None => Done::error(libc::EIO),
             }
         })
@@ -250,7 +269,7 @@ pub(super) unsafe fn on_path(
         return (-1, None);
     }
     job.want(want);
-    let result = job.run(env.path_owner());
+    let result = job.run_on_owner();
     (result, Some(job))
 }
 

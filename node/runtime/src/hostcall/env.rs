@@ -1,6 +1,8 @@
 //! What the boundary knows of the rest of the runtime, and where a descriptor or path belongs.
 
+use super::export::SCHEME;
 use super::slot::{self, Slot};
+use core::ffi::c_char;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
@@ -8,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 pub(super) const NODE_SHIFT: u32 = 20;
 pub(super) const FD_MASK: i32 = (1 << NODE_SHIFT) - 1;
 
-/// The node that owns everything the guest opens by path, and its network sockets.
+/// The node that owns everything the guest opens by path, but for hostfs's, and its network sockets.
 const OWNER: u16 = 0;
 
 /// Lines that [`note`] passes on in the life of the process; more would be the same line again.
@@ -35,6 +37,9 @@ pub struct Env {
 
 static ENV: AtomicPtr<Env> = AtomicPtr::new(core::ptr::null_mut());
 
+/// In a guest on one node.
+static ALONE: AtomicPtr<Env> = AtomicPtr::new(core::ptr::null_mut());
+
 /// Descriptors below 64 that every node has its own copy of: standard input, output and error, and
 /// what [`share_fd`] added.
 static EVERYWHERE: AtomicU64 = AtomicU64::new(0b111);
@@ -43,10 +48,17 @@ static PATHS_LOCAL: AtomicBool = AtomicBool::new(false);
 static NOTES: AtomicU32 = AtomicU32::new(0);
 
 /// Switches the wrappers on. Without it they are libc's own functions: a guest on one node has
-/// nothing to wrap. Call it once, before the image's `linux_main` and before memory is shared.
+/// nothing else to wrap than [`install_for_hostfs`] does. Call it once, before the image's `linux_main` and before memory is shared.
 pub fn install(env: &'static Env) -> std::io::Result<()> {
     slot::prepare()?;
     ENV.store(core::ptr::from_ref(env).cast_mut(), Ordering::Release);
+    Ok(())
+}
+
+/// Switches the wrappers on for paths of hostfs's only: all that a guest on one node needs.
+pub fn install_for_hostfs(env: &'static Env) -> std::io::Result<()> {
+    slot::prepare()?;
+    ALONE.store(core::ptr::from_ref(env).cast_mut(), Ordering::Release);
     Ok(())
 }
 
@@ -77,6 +89,25 @@ pub(super) fn active() -> Option<&'static Env> {
     let env = ENV.load(Ordering::Acquire);
     // SAFETY: either null or the `&'static Env` that `install` stored.
     unsafe { env.as_ref() }
+}
+
+/// As [`active`], also in a guest on one node.
+pub(super) fn any() -> Option<&'static Env> {
+    active().or_else(|| {
+        let env = ALONE.load(Ordering::Acquire);
+        // SAFETY: either null or the `&'static Env` that `install_for_hostfs` stored.
+        unsafe { env.as_ref() }
+    })
+}
+
+/// The environment that a call on a path needs, if it needs one. Context: signal.
+pub(super) fn for_path(path: *const c_char) -> Option<&'static Env> {
+    active().or_else(|| {
+        // SAFETY: the wrappers' callers pass strings; it is read as far as it is the scheme's.
+        let matches = |(at, byte): (usize, &u8)| unsafe { path.add(at).read() } as u8 == *byte;
+        let is_hostfs = !path.is_null() && SCHEME.iter().enumerate().all(matches);
+        is_hostfs.then(any).flatten()
+    })
 }
 
 /// Where a descriptor lives, with its number there.

@@ -10,7 +10,7 @@ use libc::{dirent64, mode_t, off64_t, size_t, ssize_t, timeval};
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_open64(path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
-    match env::active() {
+    match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::open64(path, flags, mode) },
         Some(env) => path_call(env, Op::PathOpen, [flags.into(), mode.into()], path),
@@ -26,7 +26,7 @@ fn path_call(env: &'static Env, op: Op, args: [i64; 2], path: *const c_char) -> 
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_access(path: *const c_char, mode: c_int) -> c_int {
-    match env::active() {
+    match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::access(path, mode) },
         Some(env) => path_call(env, Op::PathAccess, [mode.into(), 0], path),
@@ -35,7 +35,7 @@ pub(super) extern "C" fn __wrap_access(path: *const c_char, mode: c_int) -> c_in
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_mkdir(path: *const c_char, mode: mode_t) -> c_int {
-    match env::active() {
+    match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::mkdir(path, mode) },
         Some(env) => path_call(env, Op::PathMkdir, [mode.into(), 0], path),
@@ -44,7 +44,7 @@ pub(super) extern "C" fn __wrap_mkdir(path: *const c_char, mode: mode_t) -> c_in
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_rmdir(path: *const c_char) -> c_int {
-    match env::active() {
+    match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::rmdir(path) },
         Some(env) => path_call(env, Op::PathRmdir, [0; 2], path),
@@ -53,7 +53,7 @@ pub(super) extern "C" fn __wrap_rmdir(path: *const c_char) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_unlink(path: *const c_char) -> c_int {
-    match env::active() {
+    match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::unlink(path) },
         Some(env) => path_call(env, Op::PathUnlink, [0; 2], path),
@@ -62,7 +62,7 @@ pub(super) extern "C" fn __wrap_unlink(path: *const c_char) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_mknod(path: *const c_char, mode: mode_t, dev: u64) -> c_int {
-    match env::active() {
+    match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::mknod(path, mode, dev) },
         Some(env) => path_call(env, Op::PathMknod, [mode.into(), dev as i64], path),
@@ -71,7 +71,7 @@ pub(super) extern "C" fn __wrap_mknod(path: *const c_char, mode: mode_t, dev: u6
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_chmod(path: *const c_char, mode: mode_t) -> c_int {
-    match env::active() {
+    match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::chmod(path, mode) },
         Some(env) => path_call(env, Op::PathMode, [mode.into(), 0], path),
@@ -84,7 +84,7 @@ pub(super) extern "C" fn __wrap_chown(
     user: libc::uid_t,
     group: libc::gid_t,
 ) -> c_int {
-    match env::active() {
+    match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::chown(path, user, group) },
         Some(env) => path_call(env, Op::PathOwner, [user.into(), group.into()], path),
@@ -93,7 +93,7 @@ pub(super) extern "C" fn __wrap_chown(
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_truncate64(path: *const c_char, len: off64_t) -> c_int {
-    match env::active() {
+    match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::truncate64(path, len) },
         Some(env) => path_call(env, Op::PathTruncate, [len, 0], path),
@@ -123,12 +123,12 @@ fn two_paths(
     if !unsafe { job.put_path(from) && job.put_path(to) } {
         return -1;
     }
-    job.run(env.path_owner()) as c_int
+    job.run_on_owner() as c_int
 }
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_link(from: *const c_char, to: *const c_char) -> c_int {
-    match env::active() {
+    match env::for_path(from) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::link(from, to) },
         Some(env) => two_paths(env, Op::PathLink, from, to, 0),
@@ -137,7 +137,7 @@ pub(super) extern "C" fn __wrap_link(from: *const c_char, to: *const c_char) -> 
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_symlink(from: *const c_char, to: *const c_char) -> c_int {
-    match env::active() {
+    match env::for_path(to) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::symlink(from, to) },
         Some(env) => two_paths(env, Op::PathSymlink, from, to, 0),
@@ -146,7 +146,7 @@ pub(super) extern "C" fn __wrap_symlink(from: *const c_char, to: *const c_char) 
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_rename(from: *const c_char, to: *const c_char) -> c_int {
-    match env::active() {
+    match env::for_path(from) {
         // SAFETY: the caller's arguments, as they are.
         None => unsafe { libc::rename(from, to) },
         Some(env) => rename_with_flags(env, from, to, 0),
@@ -168,7 +168,7 @@ pub(super) extern "C" fn __wrap_readlink(
     buf: *mut c_char,
     len: size_t,
 ) -> ssize_t {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_path(path) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::readlink(path, buf, len) };
     };
@@ -229,7 +229,7 @@ pub(super) extern "C" fn __wrap_mkstemp64(template: *mut c_char) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_stat64(path: *const c_char, to: *mut libc::stat64) -> c_int {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_path(path) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::stat64(path, to) };
     };
@@ -238,7 +238,7 @@ pub(super) extern "C" fn __wrap_stat64(path: *const c_char, to: *mut libc::stat6
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_statfs64(path: *const c_char, to: *mut libc::statfs64) -> c_int {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_path(path) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::statfs64(path, to) };
     };
@@ -292,7 +292,7 @@ pub(super) extern "C" fn __wrap_statx(
     mask: c_uint,
     to: *mut libc::statx,
 ) -> c_int {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_path(path) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::statx(fd, path, flags, mask, to) };
     };
@@ -307,18 +307,20 @@ pub(super) extern "C" fn __wrap_statx(
         // SAFETY: the caller passed a path, perhaps an empty one.
         unsafe { path.read() }
     };
-    let mut node = place.node(env);
+    let node = place.node(env);
     if first != 0 {
         // SAFETY: as above.
         if !unsafe { job.put_path(path) } {
             return -1;
         }
-        if first as u8 == b'/' || fd < 0 {
-            node = env.path_owner();
-        }
     }
     job.want(size_of::<libc::statx>());
-    let result = job.run(node);
+    let result = match first as u8 {
+        b'/' => job.run_on_owner(),
+        0 => job.run(node),
+        _ if fd < 0 => job.run_on_owner(),
+        _ => job.run(node),
+    };
     if result >= 0 {
         // SAFETY: the caller passed a structure to fill.
         unsafe { job.take(to.cast(), size_of::<libc::statx>()) };
@@ -368,7 +370,7 @@ pub(super) extern "C" fn __wrap_futimes(fd: c_int, times: *const timeval) -> c_i
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_utimes(path: *const c_char, times: *const timeval) -> c_int {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_path(path) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::utimes(path, times) };
     };
@@ -379,28 +381,35 @@ pub(super) extern "C" fn __wrap_utimes(path: *const c_char, times: *const timeva
     if !put_times(&mut job, times) || !unsafe { job.put_path(path) } {
         return -1;
     }
-    job.run(env.path_owner()) as c_int
+    job.run_on_owner() as c_int
 }
 
-/// The stream that the guest sees is a number of its owner's table; nobody looks behind it.
+/// The stream that the guest sees is a number of its owner's table; nobody looks behind it. No pointer has this bit.
+const STREAM: usize = 1 << 62;
+
+/// As [`env::for_path`], for what came of a path.
+fn for_stream(stream: *mut c_void) -> Option<&'static Env> {
+    let ours = || (stream as usize & STREAM != 0).then(env::any).flatten();
+    env::active().or_else(ours)
+}
+
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_opendir(path: *const c_char) -> *mut c_void {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_path(path) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::opendir(path) }.cast();
     };
     // SAFETY: the caller passed a path.
-    let (number, _) = unsafe { on_path(env, Op::DirOpen, [0; 6], path, 0) };
-    ptr::without_provenance_mut(if number < 0 {
-        0
-    } else {
-        (usize::from(env.path_owner()) << 48) | number as usize
+    let (number, job) = unsafe { on_path(env, Op::DirOpen, [0; 6], path, 0) };
+    ptr::without_provenance_mut(match job {
+        Some(job) if number >= 0 => STREAM | (usize::from(job.node()) << 48) | number as usize,
+        _ => 0,
     })
 }
 
 fn dir_job(env: &'static Env, op: Op, stream: *mut c_void, position: i64) -> Option<(Job, u16)> {
     let number = (stream as usize & ((1 << 48) - 1)) as i64;
-    let node = (stream as usize >> 48) as u16;
+    let node = ((stream as usize & !STREAM) >> 48) as u16;
     Some((Job::new(env, op, [number, position, 0, 0, 0, 0])?, node))
 }
 
@@ -414,7 +423,7 @@ thread_local! {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_readdir64(stream: *mut c_void) -> *mut dirent64 {
-    let Some(env) = env::active() else {
+    let Some(env) = for_stream(stream) else {
         // SAFETY: without an environment, streams are libc's.
         return unsafe { libc::readdir64(stream.cast()) };
     };
@@ -435,7 +444,7 @@ pub(super) extern "C" fn __wrap_readdir64(stream: *mut c_void) -> *mut dirent64 
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_seekdir(stream: *mut c_void, position: libc::c_long) {
-    match env::active() {
+    match for_stream(stream) {
         // SAFETY: without an environment, streams are libc's.
         None => unsafe { libc::seekdir(stream.cast(), position) },
         Some(env) => {
@@ -448,7 +457,7 @@ pub(super) extern "C" fn __wrap_seekdir(stream: *mut c_void, position: libc::c_l
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_closedir(stream: *mut c_void) -> c_int {
-    let Some(env) = env::active() else {
+    let Some(env) = for_stream(stream) else {
         // SAFETY: without an environment, streams are libc's.
         return unsafe { libc::closedir(stream.cast()) };
     };

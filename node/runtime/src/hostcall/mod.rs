@@ -26,6 +26,7 @@
 mod call;
 mod env;
 mod exec;
+mod export;
 mod fd;
 mod fs;
 mod poll;
@@ -42,7 +43,8 @@ mod time;
 mod tty;
 mod wire;
 
-pub use env::{Env, install, set_paths_local, share_fd};
+pub use env::{Env, install, install_for_hostfs, set_paths_local, share_fd};
+pub(crate) use export::set_up as export;
 pub use serve::serve;
 #[cfg(test)]
 pub(crate) use wire::a_request;

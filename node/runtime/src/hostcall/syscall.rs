@@ -23,7 +23,11 @@ pub(super) extern "C" fn __wrap_syscall(
     e: usize,
     f: usize,
 ) -> c_long {
-    let Some(env) = env::active() else {
+    let env = match number {
+        libc::SYS_renameat2 => env::for_path(ptr(b)),
+        _ => env::active(),
+    };
+    let Some(env) = env else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::syscall(number, a, b, c, d, e, f) };
     };

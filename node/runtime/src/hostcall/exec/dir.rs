@@ -5,7 +5,9 @@
 
 use super::{Done, Op, Work, set_errno};
 use crate::hostcall::env::errno;
+use crate::hostcall::export;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::os::fd::{AsRawFd, IntoRawFd};
 
 /// hostfs keeps a stream open while it lists a directory, so this bounds listings at one time.
 const STREAMS: usize = 1024;
@@ -65,8 +67,22 @@ fn open(work: &Work) -> Option<Done> {
     let Some((index, stream)) = free.and_then(|i| Some((i, STREAMS_TABLE.get(i)?))) else {
         return Some(Done::error(libc::EMFILE));
     };
-    // SAFETY: `path` is a string in the work's input.
-    let dir = unsafe { libc::opendir(path) };
+    let dir = match export::open_directory(work) {
+        // SAFETY: `path` is a string in the work's input.
+        None => unsafe { libc::opendir(path) },
+        Some(Ok(fd)) => {
+            // SAFETY: the stream takes the descriptor, which nobody else has; `fd` lets go of it below.
+            let dir = unsafe { libc::fdopendir(fd.as_raw_fd()) };
+            if !dir.is_null() {
+                let _ = fd.into_raw_fd();
+            }
+            dir
+        }
+        Some(Err(error)) => {
+            stream.dir.store(core::ptr::null_mut(), Ordering::Release);
+            return Some(Done::error(error));
+        }
+    };
     let done = Done::of(if dir.is_null() {
         -1
     } else {

@@ -14,6 +14,7 @@ mod socket;
 mod tty;
 
 use super::env::{self, Env, errno};
+use super::export;
 use super::wire::ARGS;
 use core::ffi::{CStr, c_char};
 
@@ -54,6 +55,11 @@ ops! {
 }
 
 impl Op {
+    /// Is the owner of what it is about found by a path?
+    pub(super) fn is_on_path(self) -> bool {
+        (Op::PathOpen as u16..=Op::DirOpen as u16).contains(&(self as u16))
+    }
+
     /// Does libc, or the implementation here, show objects on its own stack to the host?
     pub(super) fn needs_host_stack(self) -> bool {
         matches!(
@@ -98,7 +104,7 @@ pub(super) struct Done {
 
 impl Done {
     /// The result of a libc call, whose errno is still there.
-    fn of(result: i64) -> Done {
+    pub(super) fn of(result: i64) -> Done {
         Done {
             result,
             errno: if result < 0 { errno() } else { 0 },
@@ -107,7 +113,7 @@ impl Done {
     }
 
     /// The same, for a call that filled `len` bytes of output if it succeeded.
-    fn with_output(result: i64, len: usize) -> Done {
+    pub(super) fn with_output(result: i64, len: usize) -> Done {
         let mut done = Done::of(result);
         if result >= 0 {
             done.output_len = len;
@@ -116,7 +122,7 @@ impl Done {
     }
 
     /// The same, for a call that made a descriptor.
-    fn descriptor(env: &Env, fd: i32) -> Done {
+    pub(super) fn descriptor(env: &Env, fd: i32) -> Done {
         Done::of(env.handle(fd).into())
     }
 
@@ -134,7 +140,7 @@ impl Work {
         self.args[0] as i32
     }
 
-    fn int(&self, index: usize) -> i32 {
+    pub(super) fn int(&self, index: usize) -> i32 {
         self.args.get(index).copied().unwrap_or(0) as i32
     }
 
@@ -145,26 +151,31 @@ impl Work {
     }
 
     /// The input from `at` on as a structure.
-    fn struct_at<T>(&self, at: usize) -> Option<*const T> {
+    pub(super) fn struct_at<T>(&self, at: usize) -> Option<*const T> {
         let fits = self.input_len.checked_sub(at)? >= size_of::<T>();
         let here = self.input.wrapping_add(at).cast::<T>();
         (fits && here.is_aligned()).then_some(here)
     }
 
     /// The output as one structure.
-    fn output_struct<T>(&self) -> Option<*mut T> {
+    pub(super) fn output_struct<T>(&self) -> Option<*mut T> {
         let here = self.output.cast::<T>();
         (self.output_cap >= size_of::<T>() && here.is_aligned()).then_some(here)
     }
 
     /// The string that starts at `at` in the input, and where the next thing starts.
-    fn string_at(&self, at: usize) -> Option<(*const c_char, usize)> {
+    pub(super) fn text_at(&self, at: usize) -> Option<(&CStr, usize)> {
         let rest = self.input_len.checked_sub(at)?;
         let start = self.input.wrapping_add(at);
         // SAFETY: the maker of the work guarantees `input_len` readable bytes at `input`.
         let bytes = unsafe { core::slice::from_raw_parts(start, rest) };
         let text = CStr::from_bytes_until_nul(bytes).ok()?;
-        Some((start.cast(), at + text.count_bytes() + 1))
+        Some((text, at + text.count_bytes() + 1))
+    }
+
+    fn string_at(&self, at: usize) -> Option<(*const c_char, usize)> {
+        let (text, next) = self.text_at(at)?;
+        Some((text.as_ptr(), next))
     }
 
     /// The string that is all of the input.
@@ -178,7 +189,7 @@ impl Work {
 pub(super) fn exec(env: &Env, work: &Work) -> Done {
     let done = match work.op as u16 {
         0..32 => file::exec(env, work),
-        32..64 => path::exec(env, work),
+        32..64 => export::exec(env, work).map_or_else(|| path::exec(env, work), Some),
         64..80 => dir::exec(work),
         80..96 => socket::exec(env, work),
         _ => tty::exec(work),

@@ -34,6 +34,7 @@ fn setups(nodes: u16, latency_ns: u64) -> Vec<Setup> {
                 })
                 .collect(),
             links: vec![LinkCost { latency_ns }; nodes.into()],
+            exports: Vec::new(),
             paging: Paging::Auto,
             bind: HERE,
             authority: authority.clone(),
