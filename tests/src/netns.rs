@@ -91,7 +91,7 @@ impl<'w> Network<'w> {
         self.inside(name, "link set eth0 up");
         self.inside(name, "link set lo up");
         let directory = self.world.path("work").join(name);
-        fs::create_dir(&directory).expect("a directory");
+        fs::create_dir_all(&directory).expect("a directory");
         fs::copy(program("node"), directory.join("node")).expect("copying a program");
         Host {
             address,
@@ -173,7 +173,7 @@ impl Host {
 
     /// Starts a daemon that knows `token`; returns once it listens.
     #[track_caller]
-    pub fn serve(&self, world: &World, token: &str) -> (Spawned, String) {
+    pub fn serve(&self, world: &World, token: &str, options: &[&str]) -> (Spawned, String) {
         fs::write(self.directory.join("token"), token).expect("writing a token");
         restrict(&self.directory.join("token"));
         let words = self.words(false);
@@ -190,6 +190,7 @@ impl Host {
             "--state-dir",
             &format!("{HOME}/state"),
         ]);
+        command.args(options);
         let mut daemon = Spawned::start(&mut command);
         daemon.wait_for("listening on", Duration::from_secs(10));
         (daemon, listen)

@@ -55,6 +55,8 @@ impl Faults {
 pub struct Counters {
     /// Time that virtual CPUs waited in faults.
     pub fault_wait_ns: u64,
+    /// Host calls that were executed here for another node.
+    pub host_calls_served: u64,
 }
 
 impl Status {

@@ -23,10 +23,15 @@ struct Hosts<'w> {
 
 impl<'w> Hosts<'w> {
     fn new(world: &'w World) -> Self {
+        Self::exporting(world, &[], &[])
+    }
+
+    /// With options of either daemon.
+    fn exporting(world: &'w World, at_b: &[&str], at_c: &[&str]) -> Self {
         let mut network = Network::new(world);
         let [a, b, c] = ["a", "b", "c"].map(|name| network.host(name));
-        let (one, at_one) = b.serve(world, TOKEN);
-        let (other, at_other) = c.serve(world, TOKEN);
+        let (one, at_one) = b.serve(world, TOKEN, at_b);
+        let (other, at_other) = c.serve(world, TOKEN, at_c);
         let token = world.file("token", TOKEN);
         span_tests::restrict(&token);
         Self {
@@ -192,6 +197,64 @@ fn a_killed_coordinator_ends_the_others_guest_processes() {
         processes_with(&["linux", "span.name=running"])
     );
     running.coordinator.wait(LIMIT).expect(137);
+    hosts.end();
+}
+
+/// What a host exports is up to its daemon.
+#[test]
+fn directories_of_other_hosts_are_mounted() {
+    if skipped() {
+        return;
+    }
+    let world = World::new();
+    // A host finds its own files in /mnt.
+    let [shared, ..] = ["b/shared", "b/constant", "c/shared"].map(|name| {
+        let path = world.path("work").join(name);
+        std::fs::create_dir_all(&path).expect("a directory");
+        path
+    });
+    std::fs::write(shared.join("name"), "of b\n").expect("a file");
+    let exported = ["--export", "/mnt/shared", "--export", "/mnt/constant,ro"];
+    let hosts = Hosts::exporting(&world, &exported, &[]);
+    let script = "set -e; cat /h/name; for c in 0 1 2; do taskset -c $c sh -c \"echo $c >>/h/made\"; done; \
+        cat /h/made; ls -A /k; for o in b:/mnt c:/mnt/shared b:/etc c:/; do \
+        mount -t hostfs none /mnt -o $o 2>&1 && exit 1; done; \
+        mount -o remount,rw /k; echo >/k/new && exit 1; exit 0";
+    // The user of the guest may ask for more than the daemon gives.
+    let mounts = [
+        "--hostfs",
+        "b:/mnt/shared=/h",
+        "--hostfs",
+        "b:/mnt/constant=/k",
+    ];
+    let outcome = hosts.up().options(&mounts).sh(script).expect(0);
+    let denied = "mount: /mnt: permission denied.";
+    assert!(
+        outcome.text().starts_with("of b\n0\n1\n2\n"),
+        "{}",
+        outcome.text()
+    );
+    assert_eq!(
+        outcome.text().matches(denied).count(),
+        4,
+        "{}",
+        outcome.text()
+    );
+    assert!(
+        outcome.stderr.contains("Read-only file system"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(span_tests::text(shared.join("made")), "0\n1\n2\n");
+    let refused = hosts
+        .up()
+        .options(&["--hostfs", "c:/mnt/shared=/h"])
+        .run(&["true"]);
+    let stderr = &refused.expect(125).stderr;
+    assert!(
+        stderr.contains("mounting c:/mnt/shared on /h failed"),
+        "{stderr}"
+    );
     hosts.end();
 }
 
