@@ -11,6 +11,7 @@
  *     gauge rest KHZ CPUS SECONDS [marks]    nothing, then nothing but computing on each CPU
  *     gauge kernel KHZ CALLS LOCKS MODULE [marks]
  *                                            calls from CPU 0 to CPU 1, and a spinlock that both want
+ *     gauge hostfs KHZ FILES MIB DIRECTORY   files of a directory of the host's, mounted
  *     gauge memory KHZ ROUNDS [apart]        a page between two processes, by shared memory and futex
  *     gauge socket KHZ ROUNDS [apart]        the same by a unix socket
  *
@@ -22,7 +23,7 @@
  *     ? begin NAME, ? end NAME points to look at counters: goes on when there is a line on stdin
  *     ! up, ! end              the first and the last line
  *
- * Its parts are compiled as one file: common.c, floors.c, kernel.c, this one.
+ * Its parts are compiled as one file: common.c, floors.c, kernel.c, hostfs.c, this one.
  */
 /* One node */
 
@@ -336,12 +337,12 @@ static int run(int argc, char **argv)
 {
 	const char *what = argv[1];
 	int marks = is(argv[argc - 1], "marks"), apart = is(argv[argc - 1], "apart");
-	const char *module = 0;
+	const char *path = 0;
 	int n[5], count = 0;
 
 	for (int i = 2; i < argc - marks - apart; i++) {
-		if (is(what, "kernel") && count == 3 && !module) {
-			module = argv[i];
+		if ((is(what, "kernel") || is(what, "hostfs")) && count == 3 && !path) {
+			path = argv[i];
 			continue;
 		}
 		if (count == 5)
@@ -367,8 +368,10 @@ static int run(int argc, char **argv)
 		execs(n[1], marks);
 	else if (is(what, "rest") && count == 3)
 		rest(n[1], n[2], marks);
-	else if (is(what, "kernel") && count == 3 && module)
-		kernel(n[1], n[2], module, marks);
+	else if (is(what, "kernel") && count == 3 && path)
+		kernel(n[1], n[2], path, marks);
+	else if (is(what, "hostfs") && count == 3 && path)
+		hostfs(n[1], n[2], path);
 	else if (is(what, "memory") && count == 2)
 		floor_memory(n[1], apart);
 	else if (is(what, "socket") && count == 2)

@@ -63,6 +63,8 @@ enum Group {
     Single,
     /// Faults of three nodes that have nothing to do with each other
     Rest,
+    /// Files of the host's
+    Hostfs,
 }
 
 impl Group {
@@ -75,6 +77,7 @@ impl Group {
             Self::Profile => measure::profile::measure(setting),
             Self::Single => measure::single::measure(setting),
             Self::Rest => measure::rest::measure(setting),
+            Self::Hostfs => measure::hostfs::measure(setting),
         }
     }
 }

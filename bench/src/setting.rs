@@ -18,6 +18,7 @@ const GAUGE: &str = concat!(
     include_str!("../programs/common.c"),
     include_str!("../programs/floors.c"),
     include_str!("../programs/kernel.c"),
+    include_str!("../programs/hostfs.c"),
     include_str!("../programs/gauge.c"),
 );
 
@@ -45,6 +46,8 @@ pub(crate) struct Effort {
     pub(crate) kernel: (u32, u32),
     /// Seconds for which a guest is left alone.
     pub(crate) rest_s: u32,
+    /// Files of the host's, and MiB of a large one.
+    pub(crate) hostfs: (u32, u32),
 }
 
 impl Effort {
@@ -60,6 +63,7 @@ impl Effort {
         execs: 100,
         kernel: (1600, 100_000),
         rest_s: 30,
+        hostfs: (10_000, 256),
     };
     pub(crate) const QUICK: Self = Self {
         repetitions: 2,
@@ -73,6 +77,7 @@ impl Effort {
         execs: 20,
         kernel: (320, 20_000),
         rest_s: 10,
+        hostfs: (2000, 64),
     };
 }
 
@@ -195,6 +200,24 @@ impl Setting {
             &self.span_title(arguments),
             self.span_up(nodes, cpus).command(&self.argv(arguments)),
         )
+    }
+
+    /// The same on one node, which exports `directory`.
+    pub(crate) fn span_exporting(&self, directory: &str, arguments: &[&str]) -> Result<Outcome> {
+        let mount = format!("{directory}=/media");
+        let up = self.span_up("a", 1).options(&["--hostfs", &mount]);
+        Gauge::run(
+            &self.span_title(arguments),
+            up.command(&self.argv(arguments)),
+        )
+    }
+
+    /// Makes a directory for files of both sides.
+    pub(crate) fn directory(&self, name: &str) -> Result<String> {
+        let path = self.world.path("work").join(name);
+        std::fs::create_dir(&path)
+            .map_err(|error| Error::Failed(format!("{}: {error}", path.display())))?;
+        Ok(path.display().to_string())
     }
 
     /// The same, while the guest is profiled.
