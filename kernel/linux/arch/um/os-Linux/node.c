@@ -90,14 +90,22 @@ int __init os_node_start(void)
 		timer_set_signal_handler();
 		set_handler(SIGWINCH);
 		os_init_smp();
+		os_setup_epoll();
 		signal(SIGINT, SIG_DFL);
 		signal(SIGTERM, SIG_DFL);
 	}
 	handle_page_faults();
 
 	node_map(&node_image);
-	if (um_node_self != 0)
+	if (um_node_self != 0) {
+		sigset_t sigio;
+
+		/* For the first CPU of this node: this thread runs no kernel code */
+		sigemptyset(&sigio);
+		sigaddset(&sigio, SIGIO);
+		sigprocmask(SIG_BLOCK, &sigio, NULL);
 		node_serve();
+	}
 	return um_node_count;
 }
 
