@@ -1,5 +1,6 @@
 //! What the kernel command line says to the first process.
 
+use crate::network::Device;
 use std::{
     ffi::{OsStr, OsString},
     os::unix::ffi::{OsStrExt, OsStringExt},
@@ -29,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) name: OsString,
     /// Directories of nodes' hosts (`span.hostfs=`).
     pub(crate) mounts: Vec<HostMount>,
+    /// Network devices to be configured (each `span.net=`).
+    pub(crate) devices: Vec<Device>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub(crate) enum BadOption {
     Root(String),
     #[error("span.hostfs={0} is not [<node>:]<absolute directory>=<absolute mount point>[,ro]")]
     Mount(String),
+    #[error("span.net={0} is not <device>,<address>/<bits>,<gateway>,<name server>")]
+    Network(String),
 }
 
 /// Reads the options out of a kernel command line. The last of several equal options counts, as
@@ -56,6 +61,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Options, BadOption> {
         root: Root::Host,
         name: OsString::from("span"),
         mounts: Vec::new(),
+        devices: Vec::new(),
     };
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     for word in words(line) {
@@ -66,6 +72,10 @@ pub(crate) fn parse(line: &[u8]) -> Result<Options, BadOption> {
             options.mounts.push(mount);
         } else if let Some(value) = word.strip_prefix(b"span.name=") {
             options.name = OsString::from_vec(value.to_vec());
+        } else if let Some(value) = word.strip_prefix(b"span.net=") {
+            let device = Device::parse(&text(value));
+            let device = device.ok_or_else(|| BadOption::Network(text(value)))?;
+            options.devices.push(device);
         }
     }
     Ok(options)
@@ -186,6 +196,21 @@ mod tests {
         let options = parse(b"\"span.root=hostfs:/srv/a b\" span.name=\"x y\"\n").unwrap();
         assert_eq!(options.root, Root::HostDirectory("/srv/a b".into()));
         assert_eq!(options.name, "x y");
+    }
+
+    #[test]
+    fn every_network_device_counts() {
+        let line = b"span.net=vec0,10.0.2.15/24,10.0.2.2,10.0.2.3 span.net=vec2,10.0.3.15/24,10.0.3.2,10.0.3.3";
+        let names = parse(line).unwrap().devices.into_iter();
+        assert_eq!(
+            names.map(|device| device.name).collect::<Vec<_>>(),
+            ["vec0", "vec2"]
+        );
+        let error = parse(b"span.net=vec0").unwrap_err();
+        assert!(
+            error.to_string().starts_with("span.net=vec0 is not"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod channel;
 mod cmdline;
 mod ending;
 mod kmsg;
+mod network;
 mod root;
 mod server;
 mod session;

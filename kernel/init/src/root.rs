@@ -4,11 +4,13 @@ use crate::{
     applets,
     cmdline::{self, BadOption, HostMount, Options, Root},
     kmsg,
+    network::{self, Device},
 };
 use nix::mount::{MsFlags, mount};
 use std::{
     fs::{self, DirBuilder},
     io,
+    net::Ipv4Addr,
     os::{
         fd::{AsRawFd, IntoRawFd},
         unix::fs::{DirBuilderExt, symlink},
@@ -74,7 +76,12 @@ fn open_standard_streams() -> Result<(), RootError> {
 /// with the usual mounts, the host name is set and the loopback interface is up.
 pub(crate) fn set_up() -> Result<(), RootError> {
     let line = fs::read("/proc/cmdline").map_err(failed("reading /proc/cmdline"))?;
-    let Options { root, name, mounts } = cmdline::parse(&line)?;
+    let Options {
+        root,
+        name,
+        mounts,
+        devices,
+    } = cmdline::parse(&line)?;
 
     match &root {
         Root::Host => mount_host_overlay()?,
@@ -121,8 +128,8 @@ pub(crate) fn set_up() -> Result<(), RootError> {
             source: error.into(),
         }),
     );
-    optional(raise_loopback());
-    Ok(())
+    optional(network::raise("lo").map_err(failed("bringing up the loopback interface")));
+    set_up_network(&devices, &root)
 }
 
 /// The host's `/`, untouched: every change goes to a tmpfs.
@@ -272,30 +279,41 @@ fn install_applets(root: &Root, program: &[u8]) -> Result<(), RootError> {
     }
 }
 
-fn raise_loopback() -> Result<(), RootError> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    let action = failed("bringing up the loopback interface");
-    let socket = match socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    ) {
-        Ok(socket) => socket,
-        Err(error) => return Err(action(error.into())),
-    };
-    // SAFETY: all zeros is a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = *from as libc::c_char;
+/// Configures the devices that the command line names. The first is the way out.
+fn set_up_network(devices: &[Device], root: &Root) -> Result<(), RootError> {
+    for (index, device) in devices.iter().enumerate() {
+        let action = format!("bringing up the network device {}", device.name);
+        device.configure(index == 0).map_err(failed(&action))?;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which lives across the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) };
-    if result < 0 {
-        Err(action(io::Error::last_os_error()))
-    } else {
-        Ok(())
+    match devices.first() {
+        Some(device) => set_name_server(device.name_server, root),
+        None => Ok(()),
+    }
+}
+
+/// On the host `/etc/resolv.conf` may lead to files of services that do not run here; in a root that
+/// must not be changed it is covered.
+fn set_name_server(address: Ipv4Addr, root: &Root) -> Result<(), RootError> {
+    const PLACE: &str = "/etc/resolv.conf";
+    const COVER: &str = "/run/span/resolv.conf";
+    let contents = format!("nameserver {address}\n");
+    let write = |path: &str| fs::write(path, &contents).map_err(failed(&format!("writing {path}")));
+    match root {
+        Root::Host | Root::Initramfs => {
+            make_directory("/etc")?;
+            let _ = fs::remove_file(PLACE);
+            write(PLACE)
+        }
+        Root::HostDirectory(_) | Root::Block { .. } => {
+            write(COVER)?;
+            let covered = mount(Some(COVER), PLACE, NONE, MsFlags::MS_BIND, NONE);
+            // A root without the file has no use for it.
+            optional(covered.map_err(|error| RootError::Io {
+                action: format!("mounting {COVER} on {PLACE}"),
+                source: error.into(),
+            }));
+            Ok(())
+        }
     }
 }
 
