@@ -134,6 +134,10 @@ pub(crate) struct UpOptions {
     /// File that becomes a disk of the guest
     #[arg(long, value_name = "FILE")]
     pub(crate) ubd: Option<PathBuf>,
+    /// Network device of the guest, vec0 and so on; its other end is on the first node, or on NODE. user:
+    /// what this user may reach; tap: an interface of the node's host
+    #[arg(long, value_name = "[NODE:]user[,hostfwd=…]|[NODE:]tap:NAME")]
+    pub(crate) net: Vec<String>,
     /// Kernel to run [default: `linux` beside this program]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,

@@ -477,6 +477,7 @@ impl Guest {
                     certificate: certificate.certificate,
                     key: certificate.key,
                 },
+                networks: self.plan.networks.of_node(index),
             })));
         }
         for (index, message) in messages.into_iter().enumerate() {

@@ -23,6 +23,7 @@ mod guest;
 mod link;
 mod links;
 mod local;
+mod network;
 mod options;
 mod output;
 mod plan;

@@ -1,6 +1,7 @@
 //! The values of options: their syntax, and what is allowed.
 
 use crate::failure::Failure;
+use crate::network;
 use span_api::{CPUS_MAX, NODES_MAX};
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -413,14 +414,13 @@ pub(crate) fn appended(value: &str) -> Result<Vec<Vec<u8>>, Failure> {
         if key.starts_with("span.") {
             return refused(word, "arguments that begin with span. are set by Span");
         }
-        let old_network = |prefix: &str| {
-            let number = key.strip_prefix(prefix);
-            number.is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
-        };
-        if old_network("eth") {
+        let number = key.strip_prefix("eth");
+        if number.is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit())) {
+            let value = word.split_once('=').map_or("", |(_, value)| value);
+            let instead = network::instead_of_eth(value);
             return refused(
                 word,
-                "this transport is gone from Linux; use vecN:transport=…",
+                &format!("these devices are gone from Linux; {instead}"),
             );
         }
         arguments.push(word.as_bytes().to_vec());
@@ -546,7 +546,9 @@ mod tests {
             ("mem=1G", "--mem"),
             ("quiet ncpus=3", "--cpus"),
             ("span.root=host", "set by Span"),
-            ("eth0=tuntap,,,", "vecN"),
+            ("eth0=tuntap,,,", "use --net tap:"),
+            ("eth1=daemon", "transport=vde"),
+            ("eth0=x", "--net user"),
             ("a\u{7}b", "control"),
         ] {
             let line = line(appended(value));

@@ -5,6 +5,7 @@ use crate::artefacts::{self, Files};
 use crate::cli::{PagingOption, UpOptions};
 use crate::failure::Failure;
 use crate::links::Links;
+use crate::network::Networks;
 use crate::options::{self, Place, Root};
 use span_api::auth::{Token, TokenError};
 use span_api::guest::{Export, NodeSpec, Paging};
@@ -31,6 +32,7 @@ pub(crate) struct Plan {
     pub(crate) places: Vec<Place>,
     pub(crate) links: Links,
     pub(crate) paging: Paging,
+    pub(crate) networks: Networks,
     /// Kernel arguments but for those that depend on the guest's name or an agent.
     pub(crate) arguments: Vec<Vec<u8>>,
     /// What the user appended; last on the kernel's command line.
@@ -68,6 +70,8 @@ impl Plan {
         let host_root = up.root == "host" && first_is_local;
         let storage = Storage::new(up, &names, &places)?;
         let appended = options::appended(up.append.as_deref().unwrap_or_default())?;
+        let networks = Networks::new(&up.net, &names)?;
+        networks.check_appended(&appended)?;
         let token = token(up, &names, &places)?;
 
         let mut arguments = vec![
@@ -79,6 +83,7 @@ impl Plan {
             arguments.extend(ARGUMENTS_OF_SEVERAL.map(|argument| argument.as_bytes().to_vec()));
         }
         arguments.extend(storage.arguments);
+        arguments.extend(networks.arguments());
         let bytes: usize = arguments
             .iter()
             .chain(&appended)
@@ -97,6 +102,7 @@ impl Plan {
             places,
             links,
             paging,
+            networks,
             arguments,
             appended,
             readable: storage.readable,

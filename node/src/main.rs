@@ -15,6 +15,7 @@ mod agent;
 mod artefacts;
 mod directory;
 mod link;
+mod network;
 mod process;
 mod serve;
 mod supervise;

@@ -7,11 +7,12 @@
 //! [`Process::end`] the group is known to be empty.
 #![allow(unsafe_code)]
 
+use crate::network::Networks;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
-use span_api::guest::GUEST_FD_ENV;
+use span_api::guest::{GUEST_FD_ENV, NET_FDS_ENV};
 use span_api::link::ProcessEnd;
 use std::ffi::OsStr;
 use std::io;
@@ -78,6 +79,8 @@ pub(crate) struct Start<'a> {
     pub(crate) guest: OwnedFd,
     /// Its session channel, on the first node.
     pub(crate) session: Option<OwnedFd>,
+    /// Of its network devices.
+    pub(crate) networks: &'a Networks,
     /// Where its stdout and stderr go.
     pub(crate) output: OwnedFd,
 }
@@ -88,6 +91,7 @@ impl Process {
     pub(crate) fn start(start: Start<'_>) -> io::Result<Self> {
         let guest_fd = start.guest.as_raw_fd();
         let session_fd = start.session.as_ref().map(AsRawFd::as_raw_fd);
+        let network_fds = start.networks.descriptors();
         let parent = nix::unistd::getpid();
         // From before there is a child whose changes could be missed.
         let changes = signal(SignalKind::child())?;
@@ -113,13 +117,17 @@ impl Process {
                     .map(|libraries| ("LD_LIBRARY_PATH", libraries)),
             )
             .env(GUEST_FD_ENV, guest_fd.to_string())
+            .env(NET_FDS_ENV, start.networks.variable())
             .stdin(Stdio::null())
             .stdout(start.output.try_clone()?)
             .stderr(start.output);
         // SAFETY: the closure runs between fork and exec and makes only system calls that are
         // async-signal-safe, without allocating; `prepare` keeps to that.
         unsafe {
-            command.pre_exec(move || prepare(parent, guest_fd, session_fd));
+            command.pre_exec(move || {
+                prepare(parent, guest_fd, session_fd)?;
+                network_fds.iter().try_for_each(|fd| inherit(*fd))
+            });
         }
         let child = command.spawn()?;
         drop((start.guest, start.session));
@@ -246,7 +254,9 @@ fn prepare(parent: Pid, guest: RawFd, session: Option<RawFd>) -> io::Result<()> 
 }
 
 /// Lets `fd` survive the exec, in the child only.
-fn inherit(fd: RawFd) -> io::Result<()> {
+///
+/// Context: between fork and exec.
+pub(crate) fn inherit(fd: RawFd) -> io::Result<()> {
     // SAFETY: F_SETFD takes an integer; `fd` is open, its owner lives until the spawn is over.
     match unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } {
         -1 => Err(io::Error::last_os_error()),

@@ -9,6 +9,7 @@
 use crate::artefacts::{Artefacts, Cache};
 use crate::directory::Directory;
 use crate::link::{Link, Sender, chain};
+use crate::network::{Helper, Networks};
 use crate::process::{Change, Process, Start};
 use span_api::codec;
 use span_api::guest::{Export, FromGuest, Setup, ToGuest};
@@ -197,6 +198,7 @@ struct Guest {
     /// Dropped to have the process ended.
     keep: oneshot::Sender<()>,
     supervisor: JoinHandle<()>,
+    helpers: Vec<Helper>,
     _directory: Directory,
 }
 
@@ -245,6 +247,8 @@ impl Guest {
         let (log_reader, log_writer) = std::io::pipe().map_err(setup)?;
         let log = pipe::Receiver::from_owned_fd(log_reader.into()).map_err(setup)?;
 
+        let networks =
+            Networks::open(spawn.networks, directory.path(), &log_writer, &sender).await?;
         let process = Process::start(Start {
             program: &files.linux,
             arguments: &arguments,
@@ -252,6 +256,7 @@ impl Guest {
             libraries: files.libraries.as_deref(),
             guest: theirs.into(),
             session,
+            networks: &networks,
             output: log_writer.into(),
         })
         .map_err(|error| format!("{} cannot be started: {error}", files.linux.display()))?;
@@ -282,6 +287,7 @@ impl Guest {
             messages,
             keep,
             supervisor,
+            helpers: networks.into_helpers(),
             _directory: directory,
         })
     }
@@ -299,6 +305,9 @@ impl Guest {
     async fn end(self) {
         drop(self.keep);
         let _ = self.supervisor.await;
+        for helper in self.helpers {
+            helper.end().await;
+        }
     }
 }
 

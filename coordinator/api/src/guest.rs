@@ -29,6 +29,22 @@ use std::path::Path;
 /// kernel runs as plain single-process UML.
 pub const GUEST_FD_ENV: &str = "SPAN_GUEST_FD";
 
+/// Names the descriptors that a guest process inherits for network devices, in its environment: for each
+/// device `UNIT:FD`, or `UNIT:FD:KEPT` with one that only has to stay open. Separated by commas.
+pub const NET_FDS_ENV: &str = "SPAN_NET_FDS";
+
+/// The descriptor of network device 0 in the guest process of its node; device 1 has the next, and so
+/// on. The kernel's arguments name them, and are the same for all nodes: so the numbers are fixed.
+pub const NET_FD_FIRST: i32 = 512;
+
+/// Most network devices that `--net` makes.
+pub const NET_DEVICES_MAX: usize = 8;
+
+/// What the kernel calls a descriptor of a node.
+pub fn descriptor_handle(node: u16, fd: i32) -> i32 {
+    i32::from(node) << 20 | fd
+}
+
 /// One node of the guest, in the order of `--nodes`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSpec {

@@ -21,7 +21,7 @@
 use crate::PROTOCOL_VERSION;
 use crate::guest::{FromGuest, Setup, ToGuest};
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 pub const HEARTBEAT_INTERVAL_MS: u64 = 500;
 pub const HEARTBEAT_LOST_MS: u64 = 1500;
@@ -154,6 +154,86 @@ pub struct Spawn {
     /// when the coordinator died without doing so.
     pub run_directory: Option<Vec<u8>>,
     pub setup: Setup,
+    /// Network devices whose other end is on this node.
+    pub networks: Vec<Network>,
+}
+
+/// A network device of the guest: `vec<unit>` there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    pub unit: u8,
+    pub kind: NetworkKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkKind {
+    /// What the node's user may reach, through a helper program.
+    User {
+        addresses: UserAddresses,
+        mtu: u16,
+        forwards: Vec<Forward>,
+    },
+    /// A tap interface of the node's host.
+    Tap { name: String },
+}
+
+/// Addresses of the network between a guest and its helper, a /24. The helper gives the device
+/// `device` by DHCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserAddresses {
+    pub network: Ipv4Addr,
+}
+
+impl UserAddresses {
+    pub const PREFIX_BITS: u8 = 24;
+
+    fn host(self, number: u8) -> Ipv4Addr {
+        let [a, b, c, _] = self.network.octets();
+        Ipv4Addr::new(a, b, c, number)
+    }
+
+    /// The host, loopback included.
+    pub fn gateway(self) -> Ipv4Addr {
+        self.host(2)
+    }
+
+    pub fn name_server(self) -> Ipv4Addr {
+        self.host(3)
+    }
+
+    pub fn device(self) -> Ipv4Addr {
+        self.host(15)
+    }
+}
+
+/// A port of the host that leads to one of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    pub protocol: Protocol,
+    pub host: SocketAddrV4,
+    pub guest_port: u16,
+}
+
+impl std::fmt::Display for Forward {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (protocol, host) = (self.protocol.name(), self.host);
+        write!(f, "{protocol}:{host}-:{}", self.guest_port)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

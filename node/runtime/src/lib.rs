@@ -28,6 +28,7 @@ pub mod hostcall;
 mod image;
 mod ipi;
 mod local_stack;
+mod network;
 mod pager;
 mod profile;
 mod slots;

@@ -3,7 +3,7 @@
 use crate::image::NodeImage;
 use crate::pager::{self, Meeting, Remote};
 use crate::view::View;
-use crate::{clock, control, host, hostcall, image, slots, sticky, stub};
+use crate::{clock, control, host, hostcall, image, network, slots, sticky, stub};
 use span_api::guest::{FromGuest, Paging, Setup};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, Ordering::Relaxed};
 use std::sync::{Mutex, mpsc};
@@ -39,6 +39,9 @@ fn forward_call(node: u16, request: &[u8], reply: &mut [u8]) -> usize {
 pub(crate) fn join() -> Option<Setup> {
     if !control::connect() {
         return None;
+    }
+    if let Err(line) = network::place() {
+        control::fail(&line);
     }
     match host::describe() {
         Ok(host) => control::send(&FromGuest::Host(Box::new(host))),
