@@ -62,6 +62,7 @@ pub(crate) const TEST: &[Need] = &[
     program("modinfo", "kmod"),
     program("ps", "procps"),
     program("python3", "python3"),
+    program("slirp4netns", "slirp4netns"),
     program("stress-ng", "stress-ng"),
     Need {
         kind: Kind::PythonTests,

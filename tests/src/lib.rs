@@ -25,7 +25,7 @@ mod up;
 mod upstream;
 mod world;
 
-pub use leftovers::{descendants, processes_with};
+pub use leftovers::{Process, descendants, processes_with};
 pub use long::number;
 pub use netns::{Host, Network, restrict};
 pub use process::{Outcome, Spawned, wait_until};

@@ -56,6 +56,30 @@ fn options_that_cannot_be_used() {
             &["--paging", "magic", "auto, mprotect, uffd"],
         ),
         (three().options(&["--name", "../x"]), &["--name"]),
+        (
+            three().options(&["--net", "eth0"]),
+            &["--net", "eth0", "tap:"],
+        ),
+        (three().options(&["--net", "d:user"]), &["--net", "a, b, c"]),
+        (
+            three().options(&["--net", "user,hostfwd=tcp::0-:1"]),
+            &["--net", "hostfwd="],
+        ),
+        (three().options(&["--net", "tap:"]), &["--net", "interface"]),
+        (
+            three()
+                .options(&["--net", "user"])
+                .append("vec0:transport=raw,ifname=x"),
+            &["--append", "vec1"],
+        ),
+        (
+            three().append("eth0=tuntap,,,192.168.0.254"),
+            &["--append", "eth0", "--net tap:"],
+        ),
+        (
+            three().append("eth0=daemon"),
+            &["--append", "eth0", "transport=vde"],
+        ),
         (three().option("--no-such-option"), &["--no-such-option"]),
         (
             three().options(&["--token-file", "/no/such"]),
