@@ -90,6 +90,18 @@ pub(crate) enum Command {
         #[arg(last = true, required = true, value_name = "CMD")]
         argv: Vec<OsString>,
     },
+    /// Copy files and directories into a guest or out of it
+    #[command(
+        after_help = "One side is NAME:PATH, in a guest (:PATH: in the only one that runs); - is stdin or stdout, \
+                      for one file. Links that are named are followed. Owners are not copied. \
+                      What is copied takes its place when all of it has arrived. \
+                      Exit code 1: something was not copied."
+    )]
+    Cp {
+        /// What is copied, then where to: a new name, or a directory that is there
+        #[arg(required = true, num_args = 2.., value_name = "SRC… DST")]
+        paths: Vec<OsString>,
+    },
     /// Take a guest down
     Down {
         #[command(flatten)]

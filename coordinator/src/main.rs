@@ -3,7 +3,8 @@
 //! `up` checks everything it can ([`plan`]), takes a name ([`rundir`]), reaches an agent for every node
 //! ([`link`]: a child process here, or a daemon elsewhere), and then is the one place that knows how the
 //! guest stands ([`guest`]). What runs in the guest is talked to over one channel ([`session`]), which is
-//! shared by the user of `up` ([`stdio`]) and by further invocations ([`control`], [`console`]). What its nodes
+//! shared by the user of `up` ([`stdio`]) and by further invocations ([`control`], [`console`],
+//! [`mod@copy`]). What its nodes
 //! count and record is asked for in the same way ([`stats`], [`profile`]).
 //!
 //! The program has one thread that decides, and threads that only read stdin and write stdout. It leaves
@@ -15,6 +16,7 @@ mod certificates;
 mod cli;
 mod console;
 mod control;
+mod copy;
 mod detach;
 mod echo;
 mod environment;

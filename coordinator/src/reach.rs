@@ -1,7 +1,8 @@
-//! The commands that reach guests which run: `status`, `stats`, `list`, `logs`, `console`, `exec`, `down`.
+//! The commands that reach guests which run: `status`, `stats`, `list`, `logs`, `console`, `exec`, `cp`, `down`.
 
 use crate::cli::{Command, Target};
 use crate::control::{Ask, Client};
+use crate::copy;
 use crate::environment;
 use crate::failure::Failure;
 use crate::output::say;
@@ -61,6 +62,7 @@ pub(crate) async fn run(command: Command) -> Result<u8, Failure> {
             };
             exec(&target, argv, cpus, tty).await
         }
+        Command::Cp { paths } => copy::run(&paths).await,
         Command::Down { target, json } => {
             let (name, directory) = find(&target)?;
             let watched = Watched::new(&directory);
@@ -75,7 +77,7 @@ pub(crate) async fn run(command: Command) -> Result<u8, Failure> {
     }
 }
 
-fn find(target: &Target) -> Result<(String, PathBuf), Failure> {
+pub(crate) fn find(target: &Target) -> Result<(String, PathBuf), Failure> {
     Base::of_this_user().find(target.name.as_deref())
 }
 

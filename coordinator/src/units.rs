@@ -24,6 +24,18 @@ pub(crate) fn short(number: f64) -> String {
     }
 }
 
+/// A number of bytes.
+pub(crate) fn bytes(number: f64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut number = number / 1024.0;
+    let mut unit = 0;
+    while number >= 1024.0 && unit + 1 < UNITS.len() {
+        number /= 1024.0;
+        unit += 1;
+    }
+    format!("{number:.1} {}", UNITS[unit])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +65,18 @@ mod tests {
             (99e9, "99G"),
         ] {
             assert_eq!(short(number), text);
+        }
+    }
+
+    #[test]
+    fn bytes_have_the_unit_that_suits_them() {
+        for (number, text) in [
+            (0.0, "0.0 KiB"),
+            (1536.0, "1.5 KiB"),
+            (1048576.0, "1.0 MiB"),
+            (5e15, "4547.5 TiB"),
+        ] {
+            assert_eq!(bytes(number), text);
         }
     }
 }

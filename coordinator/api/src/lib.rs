@@ -1,5 +1,5 @@
 //! The messages that Span's processes exchange, and how those on different machines reach and trust each
-//! other ([`auth`], [`tls`]); nothing else.
+//! other ([`auth`], [`tls`]), and how files travel within a session ([`mod@copy`]); nothing else.
 //!
 //! Three conversations, one module each:
 //!
@@ -15,6 +15,8 @@
 #[cfg(feature = "auth")]
 pub mod auth;
 pub mod codec;
+#[cfg(feature = "copy")]
+pub mod copy;
 pub mod guest;
 pub mod histogram;
 pub mod host;

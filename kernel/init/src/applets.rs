@@ -1,11 +1,11 @@
 //! What this program is under other names.
 //!
 //! [`ALWAYS`] are in every guest: they end it from inside, as people and scripts expect, and say what pages are
-//! used for, which the coordinator asks for. [`PROGRAMS`] are the least
+//! used for and copy files, which the coordinator asks for. [`PROGRAMS`] are the least
 //! that makes a guest of which only the kernel matters (`span.root=none`) usable; everything else
 //! belongs on a real root file system.
 
-use crate::ending::Ending;
+use crate::{copy, ending::Ending};
 use nix::{
     sched::{CpuSet, sched_getaffinity},
     sys::{
@@ -23,7 +23,14 @@ use std::{
     time::Duration,
 };
 
-pub(crate) const ALWAYS: &[&str] = &["poweroff", "halt", "reboot", "shutdown", "span-pages"];
+pub(crate) const ALWAYS: &[&str] = &[
+    "poweroff",
+    "halt",
+    "reboot",
+    "shutdown",
+    "span-copy",
+    "span-pages",
+];
 pub(crate) const PROGRAMS: &[&str] = &["cat", "echo", "false", "nproc", "sleep", "true", "uname"];
 
 /// Runs the program that `arguments[0]` names; returns its exit code.
@@ -45,6 +52,7 @@ pub(crate) fn run(arguments: &[Vec<u8>]) -> c_int {
         "sleep" => sleep(rest),
         "true" => Ok(()),
         "uname" => print_uname(rest),
+        "span-copy" => return copy::run(rest),
         "span-pages" => pages(rest),
         _ => Err("this is the first process of a Span guest, of no use by itself".to_string()),
     };

@@ -20,6 +20,7 @@ mod accounts;
 mod applets;
 mod channel;
 mod cmdline;
+mod copy;
 mod ending;
 mod kmsg;
 mod network;
