@@ -398,6 +398,11 @@ pub(super) extern "C" fn __wrap_fcntl64(fd: c_int, command: c_int, arg: c_long) 
             | libc::F_OFD_SETLK
             | libc::F_OFD_SETLKW
     );
+    // Their caller passes none: what stands in its place may look like anything.
+    let arg = match command {
+        libc::F_GETFD | libc::F_GETFL | libc::F_GETOWN | libc::F_GETPIPE_SZ => 0,
+        _ => arg,
+    };
     if !lock {
         if env.guest(arg as *const u8, 1) {
             let what = format_args!("fcntl {command} with a pointer");

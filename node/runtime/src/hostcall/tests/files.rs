@@ -372,6 +372,9 @@ fn descriptor_flags_and_locks() {
         let fd = __wrap_open64(text("/tmp"), libc::O_RDWR | libc::O_TMPFILE, 0o600);
         let flags = __wrap_fcntl64(fd, libc::F_GETFL, 0);
         assert_eq!(flags & libc::O_ACCMODE, libc::O_RDWR);
+        // What is no argument may look like a pointer.
+        let left_over = place(0u64) as i64;
+        assert_eq!(__wrap_fcntl64(fd, libc::F_GETFL, left_over), flags);
         let set = i64::from(flags | libc::O_NONBLOCK);
         assert_eq!(__wrap_fcntl64(fd, libc::F_SETFL, set), 0);
         assert_eq!(
