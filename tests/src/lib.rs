@@ -33,7 +33,7 @@ pub use product::{
     PLANTED_MISSING, UPSTREAM_MISSING, find, not_tested, planted, program, upstream_kernel,
 };
 pub use status::{Counters, Faults, Node, Status};
-pub use up::{Detached, Running, Up, text};
+pub use up::{Detached, Guest, Running, Up, text};
 pub use upstream::upstream;
 pub use world::{Owner, PATH, World};
 
