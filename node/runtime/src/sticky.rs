@@ -216,7 +216,7 @@ mod tests {
         // Of a thread of its own: tests share none.
         let kept = std::thread::spawn(|| {
             set_up();
-            let Some(all) = all() else { return None };
+            let all = all()?;
             let place = here();
             assert!(allow(0, place, all));
             let allowed = allowed_now();
