@@ -98,7 +98,7 @@ mod tests {
                     "name": "a", "address": "local", "pid": 1, "cpus": [], "paging": "uffd", "mem_mib": 1,
                     "resident_mib": 1, "pages_in": pages_in, "pages_out": 0,
                     "faults": {"read": read, "write": 1, "upgrade": 2, "local": local},
-                    "counters": {"fault_wait_ns": 0},
+                    "counters": {"fault_wait_ns": 0, "host_calls_served": 0},
                 })
             });
             serde_json::from_value(serde_json::json!({

@@ -174,7 +174,7 @@ mod tests {
                     "name": "a", "address": "local", "pid": 1, "cpus": [], "paging": "uffd", "mem_mib": 1,
                     "resident_mib": 1, "pages_in": 0, "pages_out": 0,
                     "faults": {"read": faults * factor, "write": 0, "upgrade": 0, "local": 0},
-                    "counters": {"fault_wait_ns": wait_ns * factor},
+                    "counters": {"fault_wait_ns": wait_ns * factor, "host_calls_served": 0},
                 })
             };
             serde_json::from_value(serde_json::json!({
