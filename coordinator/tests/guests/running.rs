@@ -204,7 +204,7 @@ fn the_kernel_gets_its_arguments_in_order() {
         .unwrap();
     for part in [
         "\"mem=131076K\", \"ncpus=6\", \"seccomp=on\"",
-        &format!("\"span.root=hostfs:{here}\", \"ubd0={here}/disk.img\""),
+        &format!("\"span.root=hostfs:a:{here}\", \"ubd0={here}/disk.img\""),
         "\"span.name=named\"",
         "\"one\", \"two=3\"]",
         &format!("\"initrd={here}/initramfs.cpio\""),
