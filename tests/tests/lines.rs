@@ -1,13 +1,9 @@
-//! Lines of a guest that end on the host: its management console, and terminals.
+//! The kernel's management console, disks that come and go through it, and lines that are refused.
 
-use nix::fcntl::OFlag;
-use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use sha2::{Digest, Sha256};
 use span_tests::{Guest, SHORT_S_MAX, Up, World, wait_until};
-use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fmt::Write;
+use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -143,76 +139,6 @@ fn a_disk_comes_while_the_guest_runs_and_each_node_reads_it() {
     fs::remove_file(&disk).expect("removing it");
     drop(console);
     world.assert_clean();
-}
-
-#[test]
-fn a_terminal_of_the_host_is_written_to_and_read_by_each_node() {
-    let world = World::new();
-    let guest = Up::three(&world)
-        .append("con2=pts ssl0=pts")
-        .detach("lined");
-    let console = Management::new(&world, &guest);
-    for (line, device) in [("con2", "/dev/tty2"), ("ssl0", "/dev/ttyS0")] {
-        // The node that has the host's terminals opens it.
-        let hold = format!("sleep 1000 <>{device} >/dev/null 2>&1 &");
-        guest
-            .exec_on(&["--node", "a"], &["sh", "-c", &hold])
-            .expect(0);
-        let opened = || {
-            console
-                .ask(&format!("config {line}"))
-                .is_ok_and(|to| to.starts_with("pts:"))
-        };
-        assert!(wait_until(SHORT, opened), "{line} was not opened");
-        let channel = console.ask(&format!("config {line}")).expect("a channel");
-        let path = channel.strip_prefix("pts:").expect("a terminal");
-        let flags = OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
-        let mut terminal = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(flags.bits())
-            .open(path)
-            .expect("the host's end");
-        let mut settings = tcgetattr(&terminal).expect("its settings");
-        cfmakeraw(&mut settings);
-        tcsetattr(&terminal, SetArg::TCSANOW, &settings).expect("raw");
-
-        let mut seen = String::new();
-        for node in ["a", "b", "c"] {
-            let script = format!("echo from {node} > {device}");
-            guest
-                .exec_on(&["--node", node], &["sh", "-c", &script])
-                .expect(0);
-            let said = format!("from {node}\r\n");
-            assert!(
-                wait_until(SHORT, || more(&mut terminal, &mut seen).contains(&said)),
-                "{seen:?}"
-            );
-        }
-        for node in ["c", "b", "a"] {
-            terminal
-                .write_all(format!("to {node}\n").as_bytes())
-                .expect("typing");
-            let outcome = guest.exec_on(
-                &["--node", node],
-                &["timeout", "20", "head", "-n", "1", device],
-            );
-            assert_eq!(outcome.expect(0).text(), format!("to {node}"));
-        }
-    }
-    guest.down().expect(0);
-    drop(console);
-    world.assert_clean();
-}
-
-/// What has come, with what comes now.
-fn more<'s>(terminal: &mut File, seen: &'s mut String) -> &'s str {
-    let mut buffer = [0; 256];
-    match terminal.read(&mut buffer) {
-        Ok(bytes) => *seen += &String::from_utf8_lossy(&buffer[..bytes]),
-        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
-    }
-    seen
 }
 
 #[test]
