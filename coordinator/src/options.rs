@@ -445,6 +445,9 @@ fn unusable_line(word: &str) -> Option<&'static str> {
         .split(',')
         .find_map(|channel| match channel.split(':').next()? {
             "xterm" => Some("the kernel is built without it; use tty:PATH"),
+            "pts" => {
+                Some("a guest ends when the host's terminal is closed; see `coordinator console`")
+            }
             "fd" => Some("a node's process has no descriptors of yours; use tty:PATH"),
             _ => None,
         })
@@ -574,12 +577,13 @@ mod tests {
             ("a\u{7}b", "control"),
             ("con1=xterm", "use tty:PATH"),
             ("ssl=null,fd:1", "no descriptors"),
+            ("ssl0=pts", "terminal is closed"),
         ] {
             let line = line(appended(value));
             assert!(line.contains(part), "{value}: {line}");
         }
         assert!(appended("ether=1 eth=2").is_ok());
-        assert!(appended("con1=pts ssl2=port:9000 con=null,tty:/x console=fd").is_ok());
+        assert!(appended("con1=pty ssl2=port:9000 con=null,tty:/x console=fd").is_ok());
     }
 
     #[test]

@@ -146,6 +146,7 @@ fn channels_that_cannot_work_are_refused() {
     let world = World::new();
     for (argument, said) in [
         ("con1=xterm", "the kernel is built without it"),
+        ("ssl0=pts", "terminal is closed"),
         ("ssl=fd:3", "no descriptors of yours"),
         ("con0=null,fd:1", "no descriptors of yours"),
     ] {
