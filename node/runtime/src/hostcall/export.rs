@@ -531,6 +531,13 @@ mod tests {
         symlink("../../beside", here.join("trap")).unwrap();
         let mine = fs::metadata(here.join("sub/secret")).unwrap().ino();
         let path = at(&place, "out/here/sub/secret");
+        /// Ends the thread below also where what it is there for fails.
+        struct OnDrop<'f>(&'f AtomicBool);
+        impl Drop for OnDrop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Relaxed);
+            }
+        }
         let over = AtomicBool::new(false);
         let (mut found, mut refused) = (0, 0);
         std::thread::scope(|scope| {
@@ -545,6 +552,7 @@ mod tests {
                     unsafe { libc::renameat2(cwd, sub.as_ptr(), cwd, trap.as_ptr(), exchange) };
                 }
             });
+            let _end = OnDrop(&over);
             for _ in 0..20_000 {
                 let opened =
                     Target::among(&roots, &path).and_then(|target| target.open(libc::O_RDONLY, 0));
@@ -560,7 +568,6 @@ mod tests {
                     }
                 }
             }
-            over.store(true, Relaxed);
         });
         assert!(found > 0 && refused > 0, "{found} found, {refused} refused");
     }
