@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{At, Error, Result};
 
@@ -18,6 +18,18 @@ const TAIL_LINES: usize = 25;
 
 /// Runs `command` to its end. `on_tick` gets each line of its output, and `None` while it is quiet.
 pub(crate) fn logged(
+    stage: &str,
+    command: Command,
+    lock: &File,
+    log: &Path,
+    on_tick: impl FnMut(Option<&str>),
+) -> Result<()> {
+    logged_within(Duration::MAX, stage, command, lock, log, on_tick)
+}
+
+/// The same, and ends it with all its descendants once it has been quiet for so long.
+pub(crate) fn logged_within(
+    quiet_max: Duration,
     stage: &str,
     mut command: Command,
     lock: &File,
@@ -49,11 +61,20 @@ pub(crate) fn logged(
         }
     });
     let mut written = Ok(());
+    let mut heard = Instant::now();
     loop {
         match lines.recv_timeout(TICK) {
             Ok(line) => {
+                heard = Instant::now();
                 written = written.and_then(|()| writeln!(log_file, "{line}"));
                 on_tick(Some(&line));
+            }
+            Err(RecvTimeoutError::Timeout) if heard.elapsed() > quiet_max => {
+                let line = format!("ended: nothing was heard of it for {quiet_max:?}");
+                written = written.and_then(|()| writeln!(log_file, "{line}"));
+                on_tick(Some(&line));
+                end_tree(child.id());
+                heard = Instant::now();
             }
             Err(RecvTimeoutError::Timeout) => on_tick(None),
             Err(RecvTimeoutError::Disconnected) => break,
@@ -73,6 +94,31 @@ pub(crate) fn logged(
     })
 }
 
+/// Ends a process and all that it and its descendants have started: the parent first, so that it starts no more.
+fn end_tree(pid: u32) {
+    let children = children_of(pid);
+    // SIGKILL by number, as kill(1) takes it: this program has no other use for a crate with signals.
+    let _ = output(Command::new("kill").args(["-9", &pid.to_string()]));
+    for child in children {
+        end_tree(child);
+    }
+}
+
+fn children_of(pid: u32) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|child| parent_of(*child) == Some(pid))
+        .collect()
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may contain anything: state and parent.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
 /// Runs a short program and returns what it printed; failure is the caller's to judge.
 pub(crate) fn output(command: &mut Command) -> Result<Output> {
     let program = command.get_program().to_string_lossy().into_owned();
@@ -88,4 +134,29 @@ fn tail(log: &Path) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
     last.iter().map(|line| format!("\n    {line}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_quiet_for_too_long_is_ended_with_its_children() {
+        let directory = std::env::temp_dir().join(format!("span-quiet-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let lock = File::open("/dev/null").expect("it exists");
+        let mut command = Command::new("sh");
+        // The shell's child has the pipe, too: only if both end does the output end, and this return.
+        command.args(["-c", "sleep 1000 & echo $!; wait"]);
+        let mut said = Vec::new();
+        let quiet = Duration::from_millis(500);
+        let log = directory.join("log");
+        let result = logged_within(quiet, "a test", command, &lock, &log, |line| {
+            said.extend(line.map(str::to_owned));
+        });
+        assert!(matches!(result, Err(Error::Failed { .. })), "{result:?}");
+        assert!(said[0].parse::<u32>().is_ok(), "{said:?}");
+        assert!(said[1].starts_with("ended: nothing was heard"), "{said:?}");
+        std::fs::remove_dir_all(directory).expect("it is ours");
+    }
 }

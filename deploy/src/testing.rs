@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use crate::base::Base;
 use crate::error::{Error, Result};
@@ -18,6 +19,9 @@ const SYSTEM_TESTS: &str = "span-tests";
 /// Those of them that every accepted kernel series has to pass. Another series is the same code on
 /// other surroundings: that it works at all is the test.
 const BASIC_TESTS: &str = "basics";
+
+/// Unit tests that say nothing for so long hang. Those of whole systems end themselves, and say more.
+const UNIT_TESTS_QUIET_MAX: Duration = Duration::from_secs(15 * 60);
 
 #[derive(Debug, Default)]
 struct Tally {
@@ -37,11 +41,17 @@ pub(crate) fn run(layout: &Layout, progress: &Progress, filters: &[String]) -> R
         }
         // Tests of one program start the others, which cargo does not build for them.
         product::cargo(builder, "binaries", binaries())?;
-        tests(builder, "unit-tests", &mut tally, |command| {
-            command
-                .args(["--workspace", "--exclude", SYSTEM_TESTS, "--"])
-                .args(filters);
-        });
+        tests(
+            builder,
+            "unit-tests",
+            UNIT_TESTS_QUIET_MAX,
+            &mut tally,
+            |command| {
+                command
+                    .args(["--workspace", "--exclude", SYSTEM_TESTS, "--"])
+                    .args(filters);
+            },
+        );
         products(builder, filters.is_empty())
     })?;
     // The build lock is free again: tests may take long, and change nothing that is built.
@@ -61,19 +71,26 @@ pub(crate) fn run(layout: &Layout, progress: &Progress, filters: &[String]) -> R
         other,
     } = products;
     // They measure times and fill both processors of a small machine: one after the other.
-    tests(&builder, "system-tests", &mut tally, |command| {
-        command
-            .args(["--package", SYSTEM_TESTS, "--", "--test-threads=1"])
-            .args(filters);
-        command
-            .env("SPAN_BIN", main)
-            .env("SPAN_UPSTREAM", upstream)
-            .env("SPAN_PLANTED", planted);
-    });
+    tests(
+        &builder,
+        "system-tests",
+        Duration::MAX,
+        &mut tally,
+        |command| {
+            command
+                .args(["--package", SYSTEM_TESTS, "--", "--test-threads=1"])
+                .args(filters);
+            command
+                .env("SPAN_BIN", main)
+                .env("SPAN_UPSTREAM", upstream)
+                .env("SPAN_PLANTED", planted);
+        },
+    );
     if let Some(other) = other {
         tests(
             &builder,
             "system-tests-other-series",
+            Duration::MAX,
             &mut tally,
             |command| {
                 command.args(["--package", SYSTEM_TESTS, "--test", BASIC_TESTS]);
@@ -178,7 +195,13 @@ fn binaries() -> Command {
     command
 }
 
-fn tests(builder: &Builder<'_>, name: &str, tally: &mut Tally, select: impl FnOnce(&mut Command)) {
+fn tests(
+    builder: &Builder<'_>,
+    name: &str,
+    quiet_max: Duration,
+    tally: &mut Tally,
+    select: impl FnOnce(&mut Command),
+) {
     let mut command = prereq::cargo();
     command
         .args(["test", "--release", "--no-fail-fast"])
@@ -187,7 +210,7 @@ fn tests(builder: &Builder<'_>, name: &str, tally: &mut Tally, select: impl FnOn
     builder.progress.stage(name.replace('-', " "));
     let before = tally.failed;
     let log = builder.layout.log(name);
-    let outcome = process::logged(name, command, builder.lock, &log, |line| {
+    let outcome = process::logged_within(quiet_max, name, command, builder.lock, &log, |line| {
         let Some(line) = line else { return };
         println!("{line}");
         tally.count(line);
