@@ -11,6 +11,7 @@
  *     gauge rest KHZ CPUS SECONDS [marks]    nothing, then nothing but computing on each CPU
  *     gauge kernel KHZ CALLS LOCKS MODULE [marks]
  *                                            calls from CPU 0 to CPU 1, and a spinlock that both want
+ *     gauge board KHZ PAGES                  writes to every other page of what another CPU's node has
  *     gauge hostfs KHZ FILES MIB DIRECTORY   files of a directory of the host's, mounted
  *     gauge memory KHZ ROUNDS [apart]        a page between two processes, by shared memory and futex
  *     gauge socket KHZ ROUNDS [apart]        the same by a unix socket
@@ -258,6 +259,30 @@ static void execs(int rounds, int marks)
 	report(&s);
 }
 
+/* Pages that belong to two nodes in turns: each process that maps them has a mapping of its own for each, of
+ * which the host allows so many. */
+static void board(int pages)
+{
+	struct samples s = samples("board", pages / 2);
+	volatile char *at = memory((size_t)pages * PAGE, MAP_SHARED);
+
+	pin(0);
+	for (size_t page = 0; page < (size_t)pages; page++)
+		at[page * PAGE] = 1;
+	pin(1);
+	for (size_t page = 1; page < (size_t)pages; page += 2) {
+		uint64_t start = cycles();
+
+		at[page * PAGE] = 2;
+		note(&s, cycles() - start);
+	}
+	pin(0);
+	for (size_t page = 0; page < (size_t)pages; page++)
+		if (at[page * PAGE] != 1 + page % 2)
+			fail("a page of the checkerboard");
+	report(&s);
+}
+
 /* What a guest does when its programs do nothing, or share nothing */
 static void rest(int cpus, int seconds, int marks)
 {
@@ -366,6 +391,8 @@ static int run(int argc, char **argv)
 		pipes(n[1], marks);
 	else if (is(what, "exec") && count == 2)
 		execs(n[1], marks);
+	else if (is(what, "board") && count == 2)
+		board(n[1]);
 	else if (is(what, "rest") && count == 3)
 		rest(n[1], n[2], marks);
 	else if (is(what, "kernel") && count == 3 && path)

@@ -65,6 +65,8 @@ enum Group {
     Rest,
     /// Files of the host's
     Hostfs,
+    /// Both ways to protect guest memory
+    Engines,
 }
 
 impl Group {
@@ -78,6 +80,7 @@ impl Group {
             Self::Single => measure::single::measure(setting),
             Self::Rest => measure::rest::measure(setting),
             Self::Hostfs => measure::hostfs::measure(setting),
+            Self::Engines => measure::engines::measure(setting),
         }
     }
 }

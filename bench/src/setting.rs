@@ -48,6 +48,8 @@ pub(crate) struct Effort {
     pub(crate) rest_s: u32,
     /// Files of the host's, and MiB of a large one.
     pub(crate) hostfs: (u32, u32),
+    /// Pages that two nodes have in turns.
+    pub(crate) board: u32,
 }
 
 impl Effort {
@@ -64,6 +66,7 @@ impl Effort {
         kernel: (1600, 100_000),
         rest_s: 30,
         hostfs: (10_000, 256),
+        board: 80_000,
     };
     pub(crate) const QUICK: Self = Self {
         repetitions: 2,
@@ -78,6 +81,7 @@ impl Effort {
         kernel: (320, 20_000),
         rest_s: 10,
         hostfs: (2000, 64),
+        board: 8000,
     };
 }
 
@@ -202,14 +206,25 @@ impl Setting {
         )
     }
 
-    /// The same on one node, which exports `directory`.
-    pub(crate) fn span_exporting(&self, directory: &str, arguments: &[&str]) -> Result<Outcome> {
-        let mount = format!("{directory}=/media");
-        let up = self.span_up("a", 1).options(&["--hostfs", &mount]);
+    /// The same with more options of `up`, a CPU on each node.
+    pub(crate) fn span_with(
+        &self,
+        options: &[&str],
+        nodes: &str,
+        arguments: &[&str],
+    ) -> Result<Outcome> {
         Gauge::run(
             &self.span_title(arguments),
-            up.command(&self.argv(arguments)),
+            self.span_up(nodes, 1)
+                .options(options)
+                .command(&self.argv(arguments)),
         )
+    }
+
+    /// The gauge on one node, which exports `directory`.
+    pub(crate) fn span_exporting(&self, directory: &str, arguments: &[&str]) -> Result<Outcome> {
+        let mount = format!("{directory}=/media");
+        self.span_with(&["--hostfs", &mount], "a", arguments)
     }
 
     /// Makes a directory for files of both sides.
@@ -227,17 +242,20 @@ impl Setting {
         Gauge::run(&title, up.command(&self.argv(arguments)))
     }
 
-    /// The same; `look` gets what the guest's nodes have counted between the marks of each name.
+    /// The same, with more options of `up`; `look` gets what the guest's nodes have counted between the marks of each name.
     pub(crate) fn span_with_marks(
         &self,
         nodes: &str,
+        options: &[&str],
         arguments: &[&str],
         mut look: impl FnMut(&str, &Status, &Status),
     ) -> Result<Outcome> {
         let mut begun: Option<Status> = None;
         Gauge::run_with_marks(
             &self.span_title(arguments),
-            self.span_up(nodes, 1).command(&self.argv(arguments)),
+            self.span_up(nodes, 1)
+                .options(options)
+                .command(&self.argv(arguments)),
             |mark| {
                 let now = self.status()?;
                 match (mark.split_once(' '), begun.take()) {

@@ -58,7 +58,7 @@ fn program(
     setting.repeat(name, || {
         let theirs = setting.upstream(2, 2 * NODE_MEMORY_MIB, &arguments)?;
         upstream.add(theirs.samples(gauge)?);
-        let ours = setting.span_with_marks("a,b", &with_marks, |_, before, after| {
+        let ours = setting.span_with_marks("a,b", &[], &with_marks, |_, before, after| {
             for ((_, _, of), samples) in COUNTERS.iter().zip(&mut counted) {
                 samples.add(vec![difference(before, after, *of) / f64::from(rounds)]);
             }

@@ -19,7 +19,7 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     let mut times: BTreeMap<&str, Samples> = BTreeMap::new();
     let (mut share, mut longest) = (Samples::default(), Samples::default());
     setting.repeat("calls and locks in the kernel", || {
-        let outcome = setting.span_with_marks("a,b", &arguments, |name, before, after| {
+        let outcome = setting.span_with_marks("a,b", &[], &arguments, |name, before, after| {
             if let Some(rounds) = rounds.get(name) {
                 let faults_each = difference(before, after, remote_faults) / f64::from(*rounds);
                 faults

@@ -2,6 +2,7 @@
 
 pub(crate) mod boot;
 pub(crate) mod counts;
+pub(crate) mod engines;
 pub(crate) mod hostfs;
 pub(crate) mod kernel;
 pub(crate) mod profile;

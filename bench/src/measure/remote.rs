@@ -16,11 +16,14 @@ const FLOORS: [(&str, &str); 2] = [("memory", "shared memory"), ("socket", "unix
 /// The gauge's kinds of faults, and how a node counts them.
 type Kind = (&'static str, fn(&Faults) -> u64);
 
-const REMOTE: [Kind; 3] = [
+const KINDS: [Kind; 4] = [
     ("read", |faults| faults.read),
     ("write", |faults| faults.write),
     ("upgrade", |faults| faults.upgrade),
+    LOCAL,
 ];
+/// Those that ask another node.
+pub(super) const REMOTE: [&str; 3] = ["read", "write", "upgrade"];
 /// A fault with everything but another node.
 const LOCAL: Kind = ("local", |faults| faults.local);
 
@@ -33,13 +36,15 @@ const FAULTING: usize = 1;
 
 #[derive(Debug, Default)]
 struct Measured {
-    floors: BTreeMap<&'static str, Samples>,
-    floors_apart: BTreeMap<&'static str, Samples>,
-    /// As the program sees them, by name.
-    faults: BTreeMap<&'static str, Samples>,
+    floors: ByKind,
+    floors_apart: ByKind,
+    /// As the program sees them.
+    faults: ByKind,
     /// As the node has counted: mean wait, a value for each repetition.
-    waits: BTreeMap<&'static str, Samples>,
+    waits: ByKind,
 }
+
+pub(super) type ByKind = BTreeMap<&'static str, Samples>;
 
 pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     let mut measured = Measured::default();
@@ -59,24 +64,35 @@ fn repetition(setting: &Setting, measured: &mut Measured) -> Result<()> {
             samples.add(outcome.samples(floor)?);
         }
     }
+    faults(setting, &[], &mut measured.faults, &mut measured.waits)
+}
+
+/// The faults of each kind, in a guest with these options.
+pub(super) fn faults(
+    setting: &Setting,
+    options: &[&str],
+    faults: &mut ByKind,
+    waits: &mut ByKind,
+) -> Result<()> {
     let (pages, rounds) = setting.effort.remote;
     let (pages, rounds) = (pages.to_string(), rounds.to_string());
-    let mut waits: BTreeMap<String, Waits> = BTreeMap::new();
+    let mut counted: BTreeMap<String, Waits> = BTreeMap::new();
     let outcome = setting.span_with_marks(
         NODES,
+        options,
         &["remote", &setting.khz, &pages, &rounds],
-        |name, before, after| waits.entry(name.into()).or_default().add(before, after),
+        |name, before, after| counted.entry(name.into()).or_default().add(before, after),
     )?;
     // What it takes to time an access that is no fault.
     let resident = median(&outcome.samples("resident")?).unwrap_or(0.0);
-    for (name, of_kind) in REMOTE.into_iter().chain([LOCAL]) {
+    for (name, of_kind) in KINDS {
         let samples = outcome.samples(name)?;
-        let waits = waits.remove(name).unwrap_or_default();
-        waits.check(name, of_kind, samples.len())?;
+        let counted = counted.remove(name).unwrap_or_default();
+        counted.check(name, of_kind, samples.len())?;
         let net = less(&samples, resident);
-        measured.faults.entry(name).or_default().add(net);
-        if let Some(mean_ns) = waits.mean_ns() {
-            measured.waits.entry(name).or_default().add(vec![mean_ns]);
+        faults.entry(name).or_default().add(net);
+        if let Some(mean_ns) = counted.mean_ns() {
+            waits.entry(name).or_default().add(vec![mean_ns]);
         }
     }
     Ok(())
@@ -125,7 +141,7 @@ impl Waits {
 }
 
 fn figures(measured: &Measured) -> Vec<Figure> {
-    let of = |map: &BTreeMap<&str, Samples>, name: &str| map.get(name).cloned().unwrap_or_default();
+    let of = |map: &ByKind, name: &str| map.get(name).cloned().unwrap_or_default();
     let against_floors = |title: String, span: &Samples| {
         FLOORS.map(|(floor, against)| {
             let floor = of(&measured.floors, floor);
@@ -133,11 +149,11 @@ fn figures(measured: &Measured) -> Vec<Figure> {
         })
     };
     let mut figures = Vec::new();
-    for (name, _) in REMOTE {
+    for name in REMOTE {
         let span = of(&measured.faults, name);
         figures.extend(against_floors(format!("{name} fault"), &span));
     }
-    for (name, _) in REMOTE {
+    for name in REMOTE {
         let span = of(&measured.waits, name);
         figures.extend(against_floors(
             format!("{name} fault, mean wait for the pager"),
@@ -188,7 +204,7 @@ mod tests {
         waits.add(&status(10, 1000), &status(20, 5000));
         waits.add(&status(30, 6000), &status(40, 8000));
         assert_eq!(waits.mean_ns(), Some(300.0));
-        let (name, of_kind) = REMOTE[0];
+        let (name, of_kind) = KINDS[0];
         assert!(waits.check(name, of_kind, 21).is_ok());
         assert!(waits.check(name, of_kind, 22).is_err());
         let (name, of_kind) = LOCAL;

@@ -14,7 +14,7 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     let arguments = ["rest", &setting.khz, "3", &seconds, "marks"];
     let mut counted: BTreeMap<String, Samples> = BTreeMap::new();
     setting.repeat("three nodes, left alone", || {
-        setting.span_with_marks("a,b,c", &arguments, |name, before, after| {
+        setting.span_with_marks("a,b,c", &[], &arguments, |name, before, after| {
             let faults = difference(before, after, remote_faults);
             counted
                 .entry(name.into())
