@@ -174,6 +174,7 @@ fn main() {
                 say(&replies, FromGuest::Stats(Box::new(stats)));
             }
             ToGuest::Profile(what) => say(&replies, FromGuest::Faults(faults(node, what))),
+            ToGuest::Link { .. } => say(&replies, FromGuest::LinkSet),
             ToGuest::Terminate => exit(0),
             other => panic!("{other:?}"),
         }

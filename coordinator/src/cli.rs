@@ -1,6 +1,6 @@
 //! The command line. What the values mean, and whether they can be used, is decided in [`crate::plan`].
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -102,6 +102,18 @@ pub(crate) enum Command {
         #[arg(required = true, num_args = 2.., value_name = "SRC… DST")]
         paths: Vec<OsString>,
     },
+    /// Show what a guest's links cost, or change it
+    #[command(
+        after_help = "Without options, shows the links; with a pair only its own. What is changed holds at once, for \
+                      what is sent from then on. A link that is cut carries nothing; unless it is healed within 1.5 s, \
+                      its nodes lose each other, and the guest ends."
+    )]
+    Link(LinkOptions),
+    /// Check, show and draw files that describe machines and clusters, and measure the links of a guest
+    Topology {
+        #[command(subcommand)]
+        command: TopologyCommand,
+    },
     /// Take a guest down
     Down {
         #[command(flatten)]
@@ -115,6 +127,82 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct LinkOptions {
+    /// Guest, which may be left out when exactly one runs, and the link as two of its nodes, A-B
+    #[arg(value_name = "NAME|A-B")]
+    pub(crate) words: Vec<String>,
+    /// Time that each message takes longer, up to 1s
+    #[arg(long, value_name = "TIME")]
+    pub(crate) latency: Option<String>,
+    /// By how much that time may vary, either way
+    #[arg(long, value_name = "TIME")]
+    pub(crate) jitter: Option<String>,
+    /// Bits per second, as 10G or 2.5G, or none for as many as there can be
+    #[arg(long, value_name = "BITS")]
+    pub(crate) bandwidth: Option<String>,
+    /// Packets that are lost and sent again, as 0.1%
+    #[arg(long, value_name = "PERCENT")]
+    pub(crate) loss: Option<String>,
+    /// Let nothing through
+    #[arg(long)]
+    pub(crate) cut: bool,
+    /// Let everything through again
+    #[arg(long, conflicts_with = "cut")]
+    pub(crate) heal: bool,
+    /// Change only the direction from A to B
+    #[arg(long)]
+    pub(crate) one_way: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TopologyCommand {
+    /// List the topologies that come with this program
+    List {
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a topology: errors have file, line and column
+    Validate {
+        /// A file, or the name of a topology that comes with this program
+        #[arg(value_name = "FILE|NAME")]
+        file: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a topology: nodes, the links of every pair, distances
+    Show {
+        /// A file, or the name of a topology that comes with this program
+        #[arg(value_name = "FILE|NAME")]
+        file: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Draw a topology as SVG
+    Draw {
+        /// A file, or the name of a topology that comes with this program
+        #[arg(value_name = "FILE|NAME")]
+        file: PathBuf,
+        /// Where to write it to [default: stdout]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Measure latency and bandwidth between the nodes of a guest that runs, and print them as a topology
+    Measure {
+        /// Guest; may be left out when exactly one runs
+        name: Option<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct Target {
     /// Guest; may be left out when exactly one runs
     pub(crate) name: Option<String>,
@@ -124,7 +212,11 @@ pub(crate) struct Target {
 pub(crate) struct UpOptions {
     /// Nodes: a name is a process here, NAME=HOST:PORT a `node serve` daemon there
     #[arg(long, value_name = "NAME[=HOST:PORT],…")]
-    pub(crate) nodes: String,
+    pub(crate) nodes: Option<String>,
+    /// Nodes, CPUs, memory and links from a file, or from a topology that comes with this program
+    /// (`coordinator topology list`); --nodes may then say where its nodes run
+    #[arg(long, value_name = "FILE|NAME", conflicts_with_all = ["cpus", "mem", "latency"])]
+    pub(crate) topology: Option<PathBuf>,
     /// Virtual CPUs, for every node (2) or by name (a=2,b=1)
     #[arg(long, value_name = "N|NAME=N,…")]
     pub(crate) cpus: Option<String>,
@@ -192,10 +284,10 @@ pub(crate) enum PagingOption {
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProfileOptions {
     /// Guest; may be left out when exactly one runs
-    #[arg(conflicts_with = "nodes")]
+    #[arg(conflicts_with_all = ["nodes", "topology"])]
     pub(crate) guest: Option<String>,
     /// How long, 0.1 to 3600 [default: 10]; Ctrl-C ends it earlier
-    #[arg(long, value_name = "SECONDS", value_parser = interval, conflicts_with = "nodes")]
+    #[arg(long, value_name = "SECONDS", value_parser = interval, conflicts_with_all = ["nodes", "topology"])]
     pub(crate) seconds: Option<Duration>,
     /// File for everything that was found, as one JSON object
     #[arg(long, value_name = "FILE")]
@@ -208,19 +300,6 @@ pub(crate) struct ProfileOptions {
     pub(crate) html: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Options of a new guest")]
     pub(crate) up: Option<UpOptions>,
-}
-
-impl Cli {
-    /// The command line, in which `profile` needs the options of `up` only for a new guest.
-    pub(crate) fn line() -> clap::Command {
-        Self::command().mut_subcommand("profile", |profile| {
-            profile.mut_arg("nodes", |nodes| nodes.required(false))
-        })
-    }
-
-    pub(crate) fn read() -> Result<Self, clap::Error> {
-        Self::from_arg_matches(&Self::line().try_get_matches()?)
-    }
 }
 
 fn interval(value: &str) -> Result<Duration, String> {

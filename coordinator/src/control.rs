@@ -5,19 +5,24 @@
 //! [`Ask::Console`] it carries a session's messages in both directions, with the session's own flow
 //! control from end to end.
 
+mod links;
 mod profile;
 
+pub(crate) use links::Prober;
 pub(crate) use profile::Told;
 
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::guest::{Event, Profiled, Subject};
+use crate::links::Change;
+use crate::links::show::All;
 use crate::rundir::CONTROL_SOCKET;
 use crate::session::{Session, Sessions};
 use crate::status::Status;
 use crate::stdio::Pipe;
 use serde::{Deserialize, Serialize};
 use span_api::codec;
+use span_api::guest::{LinkStats, Probed};
 use span_api::link::Hello;
 use span_api::profile::{Faults, Profiling};
 use span_api::session::{FromInit, ToInit, WindowSize};
@@ -53,6 +58,20 @@ pub(crate) enum Ask {
     /// [`Ask::Enough`] and gets the rest, or the guest ends; last comes [`Answer::Done`].
     Profile,
     Enough,
+    /// Answered with [`Answer::Links`] for each node, then [`Answer::Done`].
+    Links,
+    Link {
+        from: u16,
+        to: u16,
+        one_way: bool,
+        change: Change,
+    },
+    /// Answered with [`Answer::Probed`]. As often as whoever asks likes.
+    Probe {
+        from: u16,
+        to: u16,
+        bytes: u32,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -63,6 +82,11 @@ enum Answer {
         node: u16,
         faults: Faults,
     },
+    Links {
+        name: String,
+        stats: Vec<LinkStats>,
+    },
+    Probed(Probed),
     /// It is being done, or the session may begin.
     Done,
     /// One line.
@@ -76,6 +100,20 @@ pub(crate) enum Request {
     /// Begins to profile.
     Profile(oneshot::Sender<Result<Profiled, String>>),
     Profiling(Profiling),
+    Links(oneshot::Sender<All>),
+    Link {
+        from: usize,
+        to: usize,
+        one_way: bool,
+        change: Change,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    Probe {
+        from: usize,
+        to: usize,
+        bytes: u32,
+        reply: oneshot::Sender<Probed>,
+    },
     Down,
 }
 
@@ -149,6 +187,10 @@ impl Server {
             Ask::Profile => profile::serve(&self.events, reader, writer).await,
             // Only while a profile is told.
             Ask::Enough => Ok(()),
+            Ask::Links => links::tell(&self.events, writer).await,
+            ask @ (Ask::Link { .. } | Ask::Probe { .. }) => {
+                links::serve(&self.events, ask, reader, writer).await
+            }
             Ask::Down => {
                 let _ = self.events.send(Event::Request(Request::Down)).await;
                 codec::write_async(&mut writer, &Answer::Done).await
@@ -262,6 +304,11 @@ impl Client {
         codec::write_async(&mut self.writer, &ask)
             .await
             .map_err(gone)?;
+        self.next().await
+    }
+
+    async fn next(&mut self) -> Result<Answer, Failure> {
+        let gone = |_| Failure::failed(format!("the coordinator of {} went away", self.name));
         match codec::read_async(&mut self.reader).await.map_err(gone)? {
             Some(Answer::Refused(line)) => Err(Failure::failed(line)),
             Some(answer) => Ok(answer),
@@ -290,6 +337,34 @@ impl Client {
             Answer::Profiling(subject) => Ok((*subject, Told::new(self.reader, self.writer))),
             _ => Err(Failure::failed("the coordinator gave a wrong answer")),
         }
+    }
+
+    /// What the guest's links cost.
+    pub(crate) async fn links(self) -> Result<All, Failure> {
+        links::told(self).await
+    }
+
+    /// Changes a link; returns when it is so.
+    pub(crate) async fn change_link(
+        mut self,
+        from: usize,
+        to: usize,
+        one_way: bool,
+        change: Change,
+    ) -> Result<(), Failure> {
+        let (from, to) = (from as u16, to as u16);
+        let ask = Ask::Link {
+            from,
+            to,
+            one_way,
+            change,
+        };
+        self.ask(ask).await.map(drop)
+    }
+
+    /// For as many probes as wanted.
+    pub(crate) fn prober(self) -> Prober {
+        Prober::new(self)
     }
 
     /// Asks for a session ([`Ask::Session`] or [`Ask::Console`]) and returns its messages.

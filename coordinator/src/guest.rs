@@ -7,6 +7,7 @@
 mod counters;
 mod ending;
 mod hosts;
+mod links;
 mod messages;
 mod profile;
 
@@ -23,9 +24,9 @@ use crate::plan::Plan;
 use crate::remote::Remote;
 use crate::rundir::RunDirectory;
 use crate::session::{InitEvent, Session, Sessions};
-use crate::status::Status;
 use crate::stdio::{self, Ended};
 use crate::terminal;
+use counters::Wanted;
 use ending::Cause;
 use span_api::guest::{HaltKind, Paging, Setup, Stats, ToGuest};
 use span_api::host::Host;
@@ -143,9 +144,11 @@ pub(crate) struct Guest {
     /// CPUs that init counted.
     cpus_online: u32,
     deadline: Instant,
-    status_requests: Vec<oneshot::Sender<Status>>,
+    status_requests: Vec<counters::Wanted>,
     status_deadline: Option<Instant>,
     profile: profile::Profile,
+    link_changes: links::Changes,
+    probes: links::Probes,
     /// By CPU: how far its variables are from their model in the kernel's file.
     variables: BTreeMap<u16, u64>,
     connecting: JoinSet<()>,
@@ -175,6 +178,8 @@ impl Guest {
             status_requests: Vec::new(),
             status_deadline: None,
             profile: profile::Profile::default(),
+            link_changes: links::Changes::default(),
+            probes: links::Probes::default(),
             variables: BTreeMap::new(),
             connecting: JoinSet::new(),
             events,
@@ -309,7 +314,21 @@ impl Guest {
                 "the command ended without an exit code".into(),
             )),
             Event::Signal(signal) => Err(Cause::Signal(signal)),
-            Event::Request(Request::Status(reply)) => self.request_status(reply),
+            Event::Request(Request::Status(reply)) => self.request_status(Wanted::Status(reply)),
+            Event::Request(Request::Links(reply)) => self.request_status(Wanted::Links(reply)),
+            Event::Request(Request::Link {
+                from,
+                to,
+                one_way,
+                change,
+                reply,
+            }) => self.change_link((from, to), one_way, change, reply),
+            Event::Request(Request::Probe {
+                from,
+                to,
+                bytes,
+                reply,
+            }) => self.probe(from, to, bytes, reply),
             Event::Request(Request::Profile(reply)) => self.begin_profile(reply),
             Event::Request(Request::Profiling(what)) => self.ask_faults(what),
             Event::Request(Request::Down) => Err(Cause::Down),
@@ -470,6 +489,7 @@ impl Guest {
                     node: index as u16,
                     nodes: self.plan.nodes.clone(),
                     links: self.plan.links.of_node(index),
+                    link_seed: self.plan.links.seed,
                     paging: self.plan.paging,
                     exports: self.plan.exports[index].clone(),
                     bind,

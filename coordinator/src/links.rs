@@ -1,40 +1,45 @@
 //! What the links between nodes cost.
 
+pub(crate) mod command;
+pub(crate) mod show;
+pub(crate) mod values;
+
 use crate::failure::Failure;
-use span_api::guest::{LINK_LATENCY_NS_MAX, Link};
+use serde::{Deserialize, Serialize};
+use span_api::guest::Link;
 
-/// Units of time and how many nanoseconds each has, longest names first.
-const UNITS: [(&str, u64); 4] = [
-    ("ns", 1),
-    ("us", 1_000),
-    ("ms", 1_000_000),
-    ("s", 1_000_000_000),
-];
-
-/// Each pair of nodes, the same in both directions.
+/// Each pair of nodes, in each direction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Links {
     nodes: usize,
     /// By node and node.
     all: Vec<Link>,
+    /// What chance decides follows from it.
+    pub(crate) seed: u64,
 }
 
 impl Links {
+    /// That cost nothing.
+    pub(crate) fn free(nodes: usize) -> Self {
+        Self {
+            nodes,
+            all: vec![Link::default(); nodes * nodes],
+            seed: 0,
+        }
+    }
+
     /// From the value of `--latency`.
     pub(crate) fn new(latency: Option<&str>, names: &[String]) -> Result<Self, Failure> {
         let nodes = names.len();
-        let mut links = Self {
-            nodes,
-            all: vec![Link::default(); nodes * nodes],
-        };
+        let mut links = Self::free(nodes);
         let Some(value) = latency else {
             return Ok(links);
         };
         if !value.contains('=') {
-            let latency_ns = time_ns(value, value)?;
+            let latency_ns = latency_ns(value, value)?;
             for from in 0..nodes {
                 for to in 0..nodes {
-                    links.set(from, to, latency_ns);
+                    links.set_both(from, to, latency_ns);
                 }
             }
             return Ok(links);
@@ -43,17 +48,32 @@ impl Links {
             let Some((pair, time)) = item.split_once('=') else {
                 return Err(refused(value, format_args!("{item:?} is not A-B=TIME")));
             };
-            let (from, to) = ends(value, pair, names)?;
-            links.set(from, to, time_ns(value, time)?);
+            let (from, to) =
+                ends(pair, names).map_err(|why| refused(value, format_args!("{why}")))?;
+            links.set_both(from, to, latency_ns(value, time)?);
         }
         Ok(links)
     }
 
-    fn set(&mut self, one: usize, other: usize, latency_ns: u64) {
-        if one != other {
-            self.all[one * self.nodes + other].latency_ns = latency_ns;
-            self.all[other * self.nodes + one].latency_ns = latency_ns;
+    fn set_both(&mut self, one: usize, other: usize, latency_ns: u64) {
+        for (from, to) in [(one, other), (other, one)] {
+            let link = Link {
+                latency_ns,
+                ..Link::default()
+            };
+            self.set(from, to, link);
         }
+    }
+
+    /// The way from a node to itself costs nothing.
+    pub(crate) fn set(&mut self, from: usize, to: usize, link: Link) {
+        if from != to {
+            self.all[from * self.nodes + to] = link;
+        }
+    }
+
+    pub(crate) fn get(&self, from: usize, to: usize) -> Link {
+        self.all[from * self.nodes + to]
     }
 
     /// From a node to each.
@@ -62,47 +82,60 @@ impl Links {
     }
 }
 
+/// What is to change about a direction of a link.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Change {
+    pub(crate) latency_ns: Option<u64>,
+    pub(crate) jitter_ns: Option<u64>,
+    pub(crate) bandwidth_bps: Option<u64>,
+    pub(crate) loss_ppm: Option<u32>,
+    pub(crate) cut: Option<bool>,
+}
+
+impl Change {
+    /// The link as it is then, or why it cannot be so.
+    pub(crate) fn apply(self, link: Link) -> Result<Link, String> {
+        let link = Link {
+            latency_ns: self.latency_ns.unwrap_or(link.latency_ns),
+            jitter_ns: self.jitter_ns.unwrap_or(link.jitter_ns),
+            bandwidth_bps: self.bandwidth_bps.unwrap_or(link.bandwidth_bps),
+            loss_ppm: self.loss_ppm.unwrap_or(link.loss_ppm),
+            cut: self.cut.unwrap_or(link.cut),
+        };
+        if link.jitter_ns > link.latency_ns {
+            return Err(format!(
+                "a jitter of {} is more than the latency of {}",
+                values::time_text(link.jitter_ns),
+                values::time_text(link.latency_ns)
+            ));
+        }
+        Ok(link)
+    }
+}
+
 fn refused(value: &str, why: std::fmt::Arguments<'_>) -> Failure {
     Failure::usage(format!("--latency {value}: {why}"))
 }
 
+fn latency_ns(value: &str, time: &str) -> Result<u64, Failure> {
+    values::time_ns(time).map_err(|why| refused(value, format_args!("{why}")))
+}
+
 /// The two nodes of `A-B`. Names may have a `-` themselves.
-fn ends(value: &str, pair: &str, names: &[String]) -> Result<(usize, usize), Failure> {
-    let index = |name: &str| names.iter().position(|other| other == name);
+pub(crate) fn ends(pair: &str, names: &[impl AsRef<str>]) -> Result<(usize, usize), String> {
+    let index = |name: &str| names.iter().position(|other| other.as_ref() == name);
     let mut found = pair
         .match_indices('-')
         .filter_map(|(at, _)| Some((index(&pair[..at])?, index(&pair[at + 1..])?)));
     match (found.next(), found.next()) {
         (Some((from, to)), None) if from != to => Ok((from, to)),
-        (Some(_), None) => Err(refused(value, format_args!("{pair} is one node"))),
-        (Some(_), Some(_)) => Err(refused(
-            value,
-            format_args!("{pair} can be read as more than one pair of nodes"),
-        )),
-        (None, _) => Err(refused(
-            value,
-            format_args!("{pair:?} is no pair A-B of the nodes {}", names.join(", ")),
-        )),
-    }
-}
-
-fn time_ns(value: &str, time: &str) -> Result<u64, Failure> {
-    let parsed = UNITS.iter().find_map(|(unit, ns)| {
-        let number = time.strip_suffix(unit)?;
-        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-        number
-            .parse::<u64>()
-            .ok()
-            .filter(|_| digits)?
-            .checked_mul(*ns)
-    });
-    match parsed {
-        Some(ns) if ns <= LINK_LATENCY_NS_MAX => Ok(ns),
-        Some(_) => Err(refused(value, format_args!("{time} is more than 1s"))),
-        None => Err(refused(
-            value,
-            format_args!("{time:?} is no time: a whole number with ns, us, ms or s"),
-        )),
+        (Some(_), None) => Err(format!("{pair} is one node")),
+        (Some(_), Some(_)) => Err(format!("{pair} can be read as more than one pair of nodes")),
+        (None, _) => {
+            let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+            let names = names.join(", ");
+            Err(format!("{pair:?} is no pair A-B of the nodes {names}"))
+        }
     }
 }
 
@@ -166,5 +199,32 @@ mod tests {
         ] {
             assert!(Links::new(Some(value), &names("a,b")).is_err(), "{value}");
         }
+    }
+
+    #[test]
+    fn a_change_keeps_what_it_does_not_name() {
+        let link = Link {
+            latency_ns: 100,
+            jitter_ns: 50,
+            bandwidth_bps: 7,
+            loss_ppm: 3,
+            cut: true,
+        };
+        let change = Change {
+            cut: Some(false),
+            bandwidth_bps: Some(0),
+            ..Change::default()
+        };
+        let expected = Link {
+            bandwidth_bps: 0,
+            cut: false,
+            ..link
+        };
+        assert_eq!(change.apply(link), Ok(expected));
+        let change = Change {
+            latency_ns: Some(49),
+            ..Change::default()
+        };
+        assert!(change.apply(link).is_err_and(|why| why.contains("jitter")));
     }
 }

@@ -38,9 +38,11 @@ mod stats;
 mod status;
 mod stdio;
 mod terminal;
+mod topology;
 mod units;
 mod up;
 
+use clap::{CommandFactory, Parser};
 use cli::{Cli, Command, ProfileOptions, UpOptions};
 use detach::{Side, Waiting};
 use failure::{EXIT_USAGE, Failure};
@@ -49,7 +51,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = match Cli::read() {
+    let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -57,7 +59,7 @@ fn main() -> ExitCode {
         Command::Up(options) => up(options),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::line(), "coordinator", &mut script);
+            clap_complete::generate(shell, &mut Cli::command(), "coordinator", &mut script);
             // Nobody to tell when the reader went away.
             let _ = std::io::stdout().write_all(&script);
             Ok(0)

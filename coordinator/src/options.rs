@@ -152,8 +152,9 @@ pub(crate) fn nodes(value: &str) -> Result<(Vec<String>, Vec<Place>), Failure> {
     Ok((names, places))
 }
 
-fn check_address(item: &str, address: &str) -> Result<String, Failure> {
-    let valid = address.rsplit_once(':').is_some_and(|(host, port)| {
+/// Whether it is HOST:PORT.
+pub(crate) fn is_address(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| {
         let host = host
             .strip_prefix('[')
             .and_then(|h| h.strip_suffix(']'))
@@ -161,8 +162,11 @@ fn check_address(item: &str, address: &str) -> Result<String, Failure> {
         let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
         let graphic = !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic());
         graphic && digits && port.parse::<u16>().is_ok_and(|port| port > 0)
-    });
-    if valid {
+    })
+}
+
+fn check_address(item: &str, address: &str) -> Result<String, Failure> {
+    if is_address(address) {
         Ok(address.to_string())
     } else {
         Err(Failure::usage(format!(
@@ -195,26 +199,35 @@ pub(crate) fn cpus(value: Option<&str>, names: &[String]) -> Result<Vec<usize>, 
 
 /// Memory of each node, in bytes.
 pub(crate) fn memory(value: Option<&str>, names: &[String]) -> Result<Vec<u64>, Failure> {
-    let sizes = per_node("--mem", value, names, MEMORY_DEFAULT_BYTES, memory_size)?;
+    let sizes = per_node("--mem", value, names, MEMORY_DEFAULT_BYTES, memory_bytes)?;
     let shown = value.unwrap_or("256M");
     let total = sizes
         .iter()
-        .try_fold(0u64, |sum, size| sum.checked_add(*size));
-    match total {
-        Some(total) if total < GUEST_MEMORY_BYTES_MIN => Err(Failure::usage(format!(
-            "--mem {shown}: {}M in all; a guest needs at least {}M to boot",
-            total / MIB,
-            GUEST_MEMORY_BYTES_MIN / MIB
-        ))),
-        Some(total) if mappable(total) => Ok(sizes),
-        _ => Err(Failure::usage(format!(
-            "--mem {shown}: the guest's memory is mapped whole on every node, and this machine \
-             cannot map that much"
-        ))),
-    }
+        .fold(0u64, |sum, size| sum.saturating_add(*size));
+    guest_memory(total).map_err(|why| Failure::usage(format!("--mem {shown}: {why}")))?;
+    Ok(sizes)
 }
 
-fn memory_size(text: &str) -> Result<u64, String> {
+/// Whether a guest may have this much memory in all.
+pub(crate) fn guest_memory(bytes: u64) -> Result<(), String> {
+    if bytes < GUEST_MEMORY_BYTES_MIN {
+        return Err(format!(
+            "{}M in all; a guest needs at least {}M to boot",
+            bytes / MIB,
+            GUEST_MEMORY_BYTES_MIN / MIB
+        ));
+    }
+    if !mappable(bytes) {
+        return Err(
+            "the guest's memory is mapped whole on every node, and this machine cannot map that much"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// The size of a node's memory.
+pub(crate) fn memory_bytes(text: &str) -> Result<u64, String> {
     let (digits, unit) = match text.char_indices().next_back() {
         Some((end, 'K' | 'k')) => (&text[..end], KIB),
         Some((end, 'M' | 'm')) => (&text[..end], MIB),

@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::links::Links;
 use crate::network::Networks;
 use crate::options::{self, Place, Root};
+use crate::topology::{self, Numa, Topology};
 use span_api::auth::{Token, TokenError};
 use span_api::guest::{Export, NodeSpec, Paging};
 use std::error::Error;
@@ -31,6 +32,9 @@ pub(crate) struct Plan {
     pub(crate) nodes: Vec<NodeSpec>,
     pub(crate) places: Vec<Place>,
     pub(crate) links: Links,
+    /// How the guest's kernel is to see its memory.
+    #[allow(dead_code, reason = "for kernels with NUMA")]
+    pub(crate) numa: Numa,
     pub(crate) paging: Paging,
     pub(crate) networks: Networks,
     /// Kernel arguments but for those that depend on the guest's name or an agent.
@@ -49,10 +53,14 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(up: &UpOptions) -> Result<Self, Failure> {
-        let (names, places) = options::nodes(&up.nodes)?;
-        let cpus = options::cpus(up.cpus.as_deref(), &names)?;
-        let memory = options::memory(up.mem.as_deref(), &names)?;
-        let links = Links::new(up.latency.as_deref(), &names)?;
+        let Machines {
+            names,
+            places,
+            cpus,
+            memory,
+            links,
+            numa,
+        } = Machines::new(up)?;
         if let Some(name) = &up.name {
             options::check_name("--name", name)?;
         }
@@ -96,9 +104,11 @@ impl Plan {
             )));
         }
 
+        let nodes = number(names, &cpus, &memory);
         Ok(Self {
             name: up.name.clone(),
-            nodes: number(names, &cpus, &memory),
+            numa: numa.unwrap_or_else(|| Numa::of_nodes(&nodes, &links)),
+            nodes,
             places,
             links,
             paging,
@@ -127,6 +137,81 @@ impl Plan {
 
     pub(crate) fn has_remote(&self) -> bool {
         self.places.iter().any(|place| *place != Place::Local)
+    }
+}
+
+/// Nodes, where they run, and what they have.
+#[derive(Debug)]
+struct Machines {
+    names: Vec<String>,
+    places: Vec<Place>,
+    cpus: Vec<usize>,
+    memory: Vec<u64>,
+    links: Links,
+    /// If it is not one NUMA node for each.
+    numa: Option<Numa>,
+}
+
+impl Machines {
+    fn new(up: &UpOptions) -> Result<Self, Failure> {
+        if let Some(path) = &up.topology {
+            return Self::described(topology::find(path)?, up.nodes.as_deref());
+        }
+        let nodes = up.nodes.as_deref();
+        let nodes = nodes.ok_or_else(|| Failure::usage("a guest needs --nodes or --topology"))?;
+        let (names, places) = options::nodes(nodes)?;
+        Ok(Self {
+            cpus: options::cpus(up.cpus.as_deref(), &names)?,
+            memory: options::memory(up.mem.as_deref(), &names)?,
+            links: Links::new(up.latency.as_deref(), &names)?,
+            numa: None,
+            names,
+            places,
+        })
+    }
+
+    /// `--nodes` may only say where the nodes of a topology run.
+    fn described(topology: Topology, nodes: Option<&str>) -> Result<Self, Failure> {
+        let names = topology.names();
+        let place = |address: &Option<String>| match address {
+            Some(address) => Place::Remote(address.clone()),
+            None => Place::Local,
+        };
+        let addresses = topology.nodes.iter().map(|node| place(&node.address));
+        let mut places: Vec<Place> = addresses.collect();
+        if let Some(value) = nodes {
+            let (named, given) = options::nodes(value)?;
+            if named != names {
+                return Err(Failure::usage(format!(
+                    "--nodes {value}: the topology {} has the nodes {}; name all of them, in this order",
+                    topology.name,
+                    names.join(",")
+                )));
+            }
+            for ((name, known), given) in names.iter().zip(&mut places).zip(given) {
+                if *known != Place::Local && given != Place::Local && *known != given {
+                    return Err(Failure::usage(format!(
+                        "--nodes {name}={given}: the topology {} has it at {known}",
+                        topology.name
+                    )));
+                }
+                if given != Place::Local {
+                    *known = given;
+                }
+            }
+        }
+        Ok(Self {
+            names,
+            places,
+            cpus: topology.nodes.iter().map(|node| node.cpus).collect(),
+            memory: topology
+                .nodes
+                .iter()
+                .map(|node| node.memory_bytes)
+                .collect(),
+            numa: Some(topology.numa()),
+            links: topology.links,
+        })
     }
 }
 

@@ -1,16 +1,19 @@
-//! The commands that reach guests which run: `status`, `stats`, `list`, `logs`, `console`, `exec`, `cp`, `down`.
+//! The commands that reach guests which run: `status`, `stats`, `list`, `logs`, `console`, `exec`, `cp`, `link`,
+//! `topology`, `down`.
 
 use crate::cli::{Command, Target};
 use crate::control::{Ask, Client};
 use crate::copy;
 use crate::environment;
 use crate::failure::Failure;
+use crate::links;
 use crate::output::say;
 use crate::rundir::{Base, LOG_FILE, OLD_LOG_FILE, Watched, is_running};
 use crate::stats;
 use crate::status::{self, NodeStatus, Status};
 use crate::stdio::{self, Ended};
 use crate::terminal;
+use crate::topology;
 use serde_json::json;
 use span_api::session;
 use std::fs::File;
@@ -62,6 +65,8 @@ pub(crate) async fn run(command: Command) -> Result<u8, Failure> {
             };
             exec(&target, argv, cpus, tty).await
         }
+        Command::Link(options) => links::command::run(options).await,
+        Command::Topology { command } => topology::command::run(command).await,
         Command::Cp { paths } => copy::run(&paths).await,
         Command::Down { target, json } => {
             let (name, directory) = find(&target)?;

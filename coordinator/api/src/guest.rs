@@ -58,11 +58,72 @@ pub struct NodeSpec {
 /// Longest latency of a link.
 pub const LINK_LATENCY_NS_MAX: u64 = 1_000_000_000;
 
-/// What it costs to send to another node, on top of what the network takes.
+/// Least and greatest bandwidth of a link that has one, in bits per second.
+pub const LINK_BANDWIDTH_BPS_MIN: u64 = 10_000;
+pub const LINK_BANDWIDTH_BPS_MAX: u64 = 1_000_000_000_000;
+
+/// Most packets of a link that may be lost, of a million.
+pub const LINK_LOSS_PPM_MAX: u32 = 500_000;
+
+/// What it costs to send to another node, on top of what the network takes: one direction of a link. All that is
+/// sent there pays: pages, interrupts, host calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
-    /// Every message leaves this much later: pages, interrupts, host calls. One way.
+    /// Every message leaves this much later.
     pub latency_ns: u64,
+    /// ... or up to this much sooner or later still; not more than the latency.
+    pub jitter_ns: u64,
+    /// Messages leave one after the other, each as long as its bits take; 0: as fast as the network takes them.
+    pub bandwidth_bps: u64,
+    /// How many packets of a million are lost, and sent again.
+    pub loss_ppm: u32,
+    /// Nothing arrives.
+    pub cut: bool,
+}
+
+impl Link {
+    /// Whether each value is one that a link may have.
+    pub fn is_possible(&self) -> bool {
+        let bandwidths = LINK_BANDWIDTH_BPS_MIN..=LINK_BANDWIDTH_BPS_MAX;
+        self.latency_ns <= LINK_LATENCY_NS_MAX
+            && self.jitter_ns <= self.latency_ns
+            && (self.bandwidth_bps == 0 || bandwidths.contains(&self.bandwidth_bps))
+            && self.loss_ppm <= LINK_LOSS_PPM_MAX
+    }
+}
+
+/// What has been sent to another node, and what that has cost.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkStats {
+    /// What it costs now.
+    pub link: Link,
+    pub messages: u64,
+    pub bytes: u64,
+    /// Messages that had to wait, how long they should have in all, and how long they did.
+    pub delayed: u64,
+    pub planned_ns: u64,
+    pub added_ns: u64,
+    /// How long each did, and how far off that was.
+    pub added: Histogram,
+    pub error: Histogram,
+    /// Messages of which a packet was lost.
+    pub lost: u64,
+    /// Datagrams that were not sent because the link was cut.
+    pub dropped: u64,
+}
+
+/// Longest probe.
+pub const PROBE_BYTES_MAX: u32 = 64 << 20;
+
+/// When something was sent to a node and back, on the guest's clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probed {
+    pub node: u16,
+    pub sent_ns: u64,
+    /// All of it was there.
+    pub arrived_ns: u64,
+    /// The answer was here.
+    pub answered_ns: u64,
 }
 
 /// How a node protects the pages of guest memory that it does not have, or must not write to.
@@ -103,6 +164,8 @@ pub struct Setup {
     pub nodes: Vec<NodeSpec>,
     /// From this node to each of `nodes`.
     pub links: Vec<Link>,
+    /// What chance decides on links follows from it.
+    pub link_seed: u64,
     pub paging: Paging,
     /// What the guest may mount of this node's host: its agent has the last word.
     pub exports: Vec<Export>,
@@ -125,6 +188,16 @@ pub enum ToGuest {
     Stats,
     /// Answered by [`FromGuest::Faults`].
     Profile(Profiling),
+    /// What the link to a node costs from now on; answered by [`FromGuest::LinkSet`].
+    Link {
+        node: u16,
+        link: Link,
+    },
+    /// Send that many bytes to a node, without any a mere question; answered by [`FromGuest::Probed`].
+    Probe {
+        node: u16,
+        bytes: u32,
+    },
     Terminate,
 }
 
@@ -160,6 +233,8 @@ pub struct Stats {
     /// Total time vCPU threads waited in faults, in nanoseconds.
     pub fault_wait_ns: u64,
     pub waits: Waits,
+    /// To each node of a guest on several.
+    pub links: Vec<LinkStats>,
 }
 
 /// How long faults that needed another node waited, by what was asked for.
@@ -205,6 +280,8 @@ pub enum FromGuest {
     },
     Stats(Box<Stats>),
     Faults(Faults),
+    LinkSet,
+    Probed(Probed),
     Halted(HaltKind),
     /// The guest kernel panicked on this node; the text of the panic.
     Panicked(String),

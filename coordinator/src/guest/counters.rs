@@ -2,6 +2,7 @@
 
 use super::ending::Cause;
 use super::{Guest, Phase};
+use crate::links::show::All;
 use crate::options::Place;
 use crate::status::{Counters, Cpu, Faults, NodeStatus, Status, rfc3339};
 use span_api::guest::{Stats, ToGuest};
@@ -18,8 +19,15 @@ const REQUESTS_MAX: usize = 64;
 
 const PAGES_PER_MIB: u64 = 256;
 
+/// Who wants to know what nodes count, and what of it.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    Status(oneshot::Sender<Status>),
+    Links(oneshot::Sender<All>),
+}
+
 impl Guest {
-    pub(super) fn request_status(&mut self, reply: oneshot::Sender<Status>) -> Result<(), Cause> {
+    pub(super) fn request_status(&mut self, reply: Wanted) -> Result<(), Cause> {
         // A request dropped is answered with an error at the other end.
         if self.status_requests.len() < REQUESTS_MAX {
             self.status_requests.push(reply);
@@ -52,9 +60,34 @@ impl Guest {
         if self.status_requests.is_empty() {
             return;
         }
-        let status = self.status();
-        for reply in self.status_requests.drain(..) {
-            let _ = reply.send(status.clone());
+        let (mut status, mut links) = (None, None);
+        for reply in std::mem::take(&mut self.status_requests) {
+            match reply {
+                Wanted::Status(reply) => {
+                    _ = reply.send(status.get_or_insert_with(|| self.status()).clone());
+                }
+                Wanted::Links(reply) => {
+                    _ = reply.send(links.get_or_insert_with(|| self.links()).clone());
+                }
+            }
+        }
+    }
+
+    fn links(&self) -> All {
+        let stats = |node: &super::Node| node.stats.as_ref().map(|stats| stats.links.clone());
+        All {
+            guest: self.run.name().to_string(),
+            names: self
+                .plan
+                .nodes
+                .iter()
+                .map(|node| node.name.clone())
+                .collect(),
+            stats: self
+                .nodes
+                .iter()
+                .map(|node| stats(node).unwrap_or_default())
+                .collect(),
         }
     }
 

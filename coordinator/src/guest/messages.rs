@@ -59,6 +59,8 @@ impl Guest {
                 self.variables.insert(cpu, variables);
             }
             FromGuest::Stats(stats) => self.counted(node, *stats),
+            FromGuest::LinkSet => self.link_set(),
+            FromGuest::Probed(probed) => self.probed(node, probed),
             FromGuest::Faults(faults) => self.told_faults(node, faults),
             FromGuest::Halted(kind) => return Err(Cause::Halted(kind)),
             FromGuest::Panicked(text) => {

@@ -4,7 +4,7 @@
 //! between (a panic of the guest's kernel, a lost peer, a failure here) is reported, and the process
 //! then stands still until it is ended: other nodes may still read from it.
 
-use span_api::guest::{FromGuest, GUEST_FD_ENV, LINK_LATENCY_NS_MAX, Setup, ToGuest};
+use span_api::guest::{FromGuest, GUEST_FD_ENV, Link, PROBE_BYTES_MAX, Probed, Setup, ToGuest};
 use span_api::link::Hello;
 use span_api::profile::{Faults, Profiling};
 use span_api::{codec, guest};
@@ -22,6 +22,10 @@ static READER: OnceLock<Mutex<UnixStream>> = OnceLock::new();
 pub(crate) enum Question {
     Stats,
     Profile(Profiling),
+    /// What the link to a node costs from now on.
+    Link(u16, Link),
+    /// What the link to a node takes for so many bytes.
+    Probe(u16, u32),
 }
 
 /// The answer of a node that has no pages to move.
@@ -29,6 +33,11 @@ pub(crate) fn answer_nothing(question: Question) {
     send(&match question {
         Question::Stats => FromGuest::Stats(Box::default()),
         Question::Profile(_) => FromGuest::Faults(Faults::default()),
+        Question::Link(..) => FromGuest::LinkSet,
+        Question::Probe(node, _) => FromGuest::Probed(Probed {
+            node,
+            ..Probed::default()
+        }),
     });
 }
 
@@ -99,8 +108,7 @@ fn check(setup: Setup) -> Setup {
     if !numbered || cpus.is_empty() || cpus.len() > span_api::CPUS_MAX {
         fail("the set-up does not number the CPUs from 0, node by node");
     }
-    let slowest_ns = setup.links.iter().map(|link| link.latency_ns).max();
-    if setup.links.len() != nodes || slowest_ns > Some(LINK_LATENCY_NS_MAX) {
+    if setup.links.len() != nodes || !setup.links.iter().all(Link::is_possible) {
         fail("the set-up does not say what the links to the nodes cost");
     }
     if setup.nodes.iter().any(|node| node.memory_bytes % 4096 != 0) {
@@ -130,13 +138,20 @@ pub(crate) fn receive_start() {
     }
 }
 
-/// Serves the agent for the rest of the process's life, on a thread of its own.
-pub(crate) fn serve(ask: impl Fn(Question) + Send + 'static) {
+/// Serves the agent for the rest of the process's life, on a thread of its own. `nodes` is how many there are.
+pub(crate) fn serve(nodes: usize, ask: impl Fn(Question) + Send + 'static) {
+    let is_node = move |node: u16| usize::from(node) < nodes;
     crate::thread("span-control", move || {
         loop {
             match receive() {
                 ToGuest::Stats => ask(Question::Stats),
                 ToGuest::Profile(what) => ask(Question::Profile(what)),
+                ToGuest::Link { node, link } if is_node(node) && link.is_possible() => {
+                    ask(Question::Link(node, link));
+                }
+                ToGuest::Probe { node, bytes } if is_node(node) && bytes <= PROBE_BYTES_MAX => {
+                    ask(Question::Probe(node, bytes));
+                }
                 ToGuest::Terminate => exit(0),
                 message => fail(&format!("unexpected message from the agent: {message:?}")),
             }

@@ -153,7 +153,7 @@ pub(crate) fn map(image: NodeImage) {
     };
     control::send(&FromGuest::Connected);
     control::receive_start();
-    control::serve(|question| pager::tell(Remote::Asked(question)));
+    control::serve(nodes, |question| pager::tell(Remote::Asked(question)));
     hostcall::set_paths_local(false);
 }
 
@@ -166,5 +166,5 @@ fn meet_nobody() {
     control::receive_peers(1);
     control::send(&FromGuest::Connected);
     control::receive_start();
-    control::serve(control::answer_nothing);
+    control::serve(1, control::answer_nothing);
 }

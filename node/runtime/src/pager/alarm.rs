@@ -11,13 +11,19 @@ pub(super) struct Alarm {
     timer: OwnedFd,
     /// When it will go off, 0 if it is not set.
     at_ns: u64,
+    /// It was set well before.
+    was_far: bool,
 }
+
+/// Who waits for a timer that goes off sooner than this may not even have gone to sleep.
+const FAR_NS: u64 = 10_000;
 
 impl Alarm {
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
             timer: timerfd()?,
             at_ns: 0,
+            was_far: false,
         })
     }
 
@@ -27,12 +33,16 @@ impl Alarm {
         let Some(at_ns) = next else { return };
         if self.at_ns == 0 || at_ns < self.at_ns {
             self.at_ns = at_ns;
-            arm(&self.timer, at_ns.saturating_sub(clock::host_ns()));
+            let wait_ns = at_ns.saturating_sub(clock::host_ns());
+            self.was_far = wait_ns >= FAR_NS;
+            arm(&self.timer, wait_ns);
         }
     }
 
-    pub(super) fn has_gone_off(&mut self) {
-        self.at_ns = 0;
+    /// How much later whoever waited for it runs, if he had the time to sleep.
+    pub(super) fn has_gone_off(&mut self) -> Option<u64> {
+        let at_ns = std::mem::take(&mut self.at_ns);
+        (self.was_far && at_ns > 0).then(|| clock::host_ns().saturating_sub(at_ns))
     }
 }
 

@@ -97,12 +97,16 @@ impl Pager {
     pub(super) fn report_stats(&mut self) {
         let engine = self.engine.counters();
         let lost = self.net.datagrams_lost();
+        let links = self.net.link_stats();
         let stats = &mut self.stats;
         stats.resident_pages = self.pages_held;
         stats.stub_kicks = stub::KICKS.load(Relaxed);
         stats.stub_faults = stub::FAULTS.load(Relaxed);
         stats.retries = engine.holder.retransmits + engine.home.retransmits + lost;
-        control::send(&FromGuest::Stats(Box::new(stats.clone())));
+        control::send(&FromGuest::Stats(Box::new(Stats {
+            links,
+            ..stats.clone()
+        })));
     }
 }
 

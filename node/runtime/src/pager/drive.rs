@@ -135,7 +135,9 @@ fn serve(
             continue;
         };
         if alarmed {
-            pager.watch.alarm.has_gone_off();
+            if let Some(late_ns) = pager.watch.alarm.has_gone_off() {
+                pager.net.late(late_ns);
+            }
             pager.net.handle_timeouts();
         }
         pager.turn()?;
@@ -143,6 +145,7 @@ fn serve(
             && let Some(connected) = connected.take()
         {
             pager.clock_due_ns = pager.net.clock_differs().then(clock::host_ns);
+            pager.judge_waiting();
             let _ = connected.send(());
         }
     }

@@ -15,6 +15,7 @@ mod counters;
 mod delay;
 mod drive;
 mod net;
+mod probe;
 mod readahead;
 mod recorder;
 mod requests;
@@ -133,6 +134,11 @@ enum Ticket {
         capacity: usize,
     },
     Clock {
+        sent_ns: u64,
+    },
+    /// A node was sent something for the agent.
+    Probe {
+        node: u16,
         sent_ns: u64,
     },
 }

@@ -238,6 +238,8 @@ impl Pager {
             }
             Remote::Asked(Question::Stats) => self.report_stats(),
             Remote::Asked(Question::Profile(what)) => self.report_faults(what),
+            Remote::Asked(Question::Link(node, link)) => self.set_link(node, link),
+            Remote::Asked(Question::Probe(node, bytes)) => self.probe(node, bytes),
         }
     }
 
@@ -315,6 +317,8 @@ impl Pager {
                 }
                 _ => return Err("answered a clock reading that nobody asked for".to_string()),
             },
+            Frame::Probe { ticket, last, .. } => self.probed(from, ticket, last),
+            Frame::Probed { ticket, arrived_ns } => return self.finish_probe(ticket, arrived_ns),
         }
         Ok(())
     }

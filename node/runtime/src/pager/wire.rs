@@ -97,6 +97,16 @@ pub(crate) enum Frame {
         ticket: u64,
         clock_ns: u64,
     },
+    /// To see what the link takes; the last of a row is answered.
+    Probe {
+        ticket: u64,
+        last: bool,
+        payload: Bytes,
+    },
+    Probed {
+        ticket: u64,
+        arrived_ns: u64,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +140,8 @@ const CLOCK_PING: u8 = 26;
 const CLOCK_PONG: u8 = 27;
 const CALL: u8 = 28;
 const SETTLE: u8 = 29;
+const PROBE: u8 = 30;
+const PROBED: u8 = 31;
 
 const BODY_NONE: u8 = 0;
 const BODY_ZERO: u8 = 1;
@@ -215,6 +227,15 @@ pub(crate) fn encode(frame: Frame, clock_ns: u64) -> (Bytes, Option<Bytes>) {
         Frame::Done { ticket, result } => words(DONE, ticket, result, 0),
         Frame::ClockPing { ticket } => words(CLOCK_PING, ticket, 0, 0),
         Frame::ClockPong { ticket, clock_ns } => words(CLOCK_PONG, ticket, clock_ns, 0),
+        Frame::Probe {
+            ticket,
+            last,
+            payload: bytes,
+        } => {
+            payload = (!bytes.is_empty()).then_some(bytes);
+            words(PROBE, ticket, u64::from(last), 0)
+        }
+        Frame::Probed { ticket, arrived_ns } => words(PROBED, ticket, arrived_ns, 0),
     };
     header.clock_ns.set(clock_ns);
     let len = payload.as_ref().map_or(0, Bytes::len);
@@ -317,7 +338,7 @@ pub(crate) fn decode(header: &Header, payload: Bytes) -> Result<Frame, WireError
     );
     let small =
         |value: u64, what| u16::try_from(value).map_err(|_| WireError::Value { kind, what });
-    if len != 0 && !matches!(kind, GRANT | HOST_CALL | HOST_REPLY) {
+    if len != 0 && !matches!(kind, GRANT | HOST_CALL | HOST_REPLY | PROBE) {
         return Err(WireError::Payload { kind, len });
     }
     Ok(match kind {
@@ -372,6 +393,15 @@ pub(crate) fn decode(header: &Header, payload: Bytes) -> Result<Frame, WireError
         CLOCK_PONG => Frame::ClockPong {
             ticket: a,
             clock_ns: b,
+        },
+        PROBE => Frame::Probe {
+            ticket: a,
+            last: b != 0,
+            payload,
+        },
+        PROBED => Frame::Probed {
+            ticket: a,
+            arrived_ns: b,
         },
         _ => return Err(WireError::Kind(kind)),
     })
@@ -490,7 +520,7 @@ mod tests {
 
     #[test]
     fn every_unknown_byte_is_refused() {
-        for kind in (0..=255u8).filter(|k| !(1..=7).contains(k) && !(16..=29).contains(k)) {
+        for kind in (0..=255u8).filter(|k| !(1..=7).contains(k) && !(16..=31).contains(k)) {
             let header = Header::new(kind);
             assert!(
                 matches!(decode(&header, Bytes::new()), Err(WireError::Kind(_))),

@@ -5,11 +5,12 @@
 
 use super::{Introduction, NetError, News, put};
 use crate::clock;
-use crate::pager::delay::Delayed;
+use crate::pager::delay::Wire;
 use crate::pager::wire::{self, Frame, HEADER_BYTES};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{Connection, Dir, Event, StreamEvent, StreamId, Transmit};
 use quinn_udp::UdpSocketState;
+use span_api::guest::{Link as Cost, LinkStats};
 use std::collections::VecDeque;
 use std::net::UdpSocket;
 use std::time::Instant;
@@ -44,8 +45,8 @@ pub(super) struct Link {
     pub(super) node: Option<u16>,
     opened_here: bool,
     streams: Vec<Stream>,
-    /// Frames that wait until they are due, for each channel.
-    delayed: [Delayed<(Bytes, Option<Bytes>)>; 2],
+    /// Where frames wait until they are due.
+    wire: Wire<(Bytes, Option<Bytes>), { CHANNELS.len() }>,
     /// What the socket had no room for.
     unsent: Option<(Transmit, Vec<u8>)>,
     /// Its other side has shown a certificate of this guest's.
@@ -61,7 +62,7 @@ impl Link {
             node,
             opened_here: node.is_some(),
             streams: Vec::new(),
-            delayed: [Delayed::new(0), Delayed::new(0)],
+            wire: Wire::new(0),
             unsent: None,
             connected: false,
             given_up: false,
@@ -78,8 +79,23 @@ impl Link {
         self.streams.len() == CHANNELS.len() && self.streams.iter().all(|stream| stream.introduced)
     }
 
-    pub(super) fn set_latency(&mut self, latency_ns: u64) {
-        self.delayed = [Delayed::new(latency_ns), Delayed::new(latency_ns)];
+    /// It is the one to its node.
+    pub(super) fn begin(&mut self, cost: Cost, seed: u64) {
+        self.wire = Wire::new(seed);
+        self.wire.set(cost);
+    }
+
+    /// What it costs from now on.
+    pub(super) fn set_cost(&mut self, cost: Cost) {
+        if self.wire.link().cut && !cost.cut {
+            // QUIC has tried in vain ever less often: it would not try again for about as long as the cut was.
+            self.connection.ping();
+        }
+        self.wire.set(cost);
+    }
+
+    pub(super) fn stats(&self) -> &LinkStats {
+        self.wire.stats()
     }
 
     pub(super) fn give_up(&mut self, now: Instant, code: u8, why: &'static str) {
@@ -98,14 +114,23 @@ impl Link {
     /// Puts a frame into the queue; its length.
     pub(super) fn send(&mut self, channel: Channel, frame: Frame) -> u64 {
         let (header, payload) = wire::encode(frame, clock::guest_ns());
-        let bytes = header.len() + payload.as_ref().map_or(0, Bytes::len);
-        self.delayed[channel as usize].push((header, payload));
-        bytes as u64
+        let bytes = (header.len() + payload.as_ref().map_or(0, Bytes::len)) as u64;
+        let now_ns = match self.wire.is_free(channel as usize) {
+            true => 0,
+            false => clock::host_ns(),
+        };
+        self.wire
+            .push(now_ns, channel as usize, bytes, (header, payload));
+        bytes
     }
 
     /// When a frame is due that was delayed.
     pub(super) fn due_ns(&self) -> Option<u64> {
-        self.delayed.iter().filter_map(Delayed::due_ns).min()
+        self.wire.due_ns().filter(|_| !self.given_up)
+    }
+
+    pub(super) fn is_due(&self, now_ns: u64) -> bool {
+        !self.given_up && self.wire.is_due(now_ns)
     }
 
     /// Takes what the connection has to tell.
@@ -249,8 +274,8 @@ impl Link {
         if self.given_up {
             return Ok(());
         }
-        for (stream, delayed) in self.streams.iter_mut().zip(&mut self.delayed) {
-            while let Some((header, payload)) = delayed.take() {
+        for (channel, stream) in self.streams.iter_mut().enumerate() {
+            while let Some((header, payload)) = self.wire.take(channel, clock::host_ns) {
                 stream.due.push_back(header);
                 stream.due.extend(payload);
             }
@@ -287,6 +312,12 @@ impl Link {
             let Some((transmit, contents)) = next else {
                 return true;
             };
+            if self.wire.link().cut {
+                let segment_bytes = transmit.segment_size.unwrap_or(transmit.size).max(1);
+                let datagrams = transmit.size.div_ceil(segment_bytes);
+                self.wire.dropped(datagrams as u64);
+                continue;
+            }
             if put(socket, state, &transmit, &contents).is_err() {
                 self.unsent = Some((transmit, contents));
                 return false;

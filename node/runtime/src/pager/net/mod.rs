@@ -8,6 +8,7 @@ mod tls;
 
 pub(crate) use link::Received;
 
+use super::delay::{self, Lead};
 use super::wire::{self, Frame};
 use crate::clock;
 use bytes::BytesMut;
@@ -16,7 +17,7 @@ use quinn_proto::{
     ClientConfig, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, Incoming, Transmit,
 };
 use quinn_udp::{RecvMeta, UdpSocketState};
-use span_api::guest::Setup;
+use span_api::guest::{Link as Cost, LinkStats, Setup};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSliceMut;
@@ -100,7 +101,10 @@ pub(crate) enum News {
 
 pub(crate) struct Net {
     me: Introduction,
-    latencies_ns: Vec<u64>,
+    /// Of the links to the nodes.
+    costs: Vec<Cost>,
+    seed: u64,
+    lead: Lead,
     endpoint: Endpoint,
     client: ClientConfig,
     socket: UdpSocket,
@@ -141,7 +145,9 @@ impl Net {
                 sent_ns: Cell::new(0),
                 clock_differs: Cell::new(false),
             },
-            latencies_ns: setup.links.iter().map(|link| link.latency_ns).collect(),
+            costs: setup.links.clone(),
+            seed: setup.link_seed,
+            lead: Lead::default(),
             endpoint: Endpoint::new(
                 configs.endpoint,
                 Some(configs.server),
@@ -200,11 +206,53 @@ impl Net {
             let since = at.saturating_duration_since(began);
             began_ns + since.as_nanos() as u64
         };
+        let lead = &self.lead;
         let due = self.links.values_mut().flat_map(|link| {
             let timeout = link.connection.poll_timeout().map(time_ns);
-            [timeout, link.due_ns()]
+            let due_ns = link.due_ns();
+            let before = |due_ns| lead.before(due_ns, clock::host_ns());
+            [timeout, due_ns.map(before)]
         });
         due.flatten().min()
+    }
+
+    /// Whoever waited for [`Self::due_ns`] was late.
+    pub(crate) fn late(&mut self, late_ns: u64) {
+        self.lead.learn(late_ns);
+    }
+
+    /// What the link to a node costs from now on.
+    pub(crate) fn set_cost(&mut self, node: u16, cost: Cost) {
+        self.costs[usize::from(node)] = cost;
+        if let Some(handle) = self.peers[usize::from(node)]
+            && let Some(link) = self.links.get_mut(&handle)
+        {
+            link.set_cost(cost);
+            self.touched.insert(handle);
+        }
+    }
+
+    /// Nothing that is sent is answered sooner than this.
+    pub(crate) fn answer_ns_min(&self) -> u64 {
+        let me = usize::from(self.me.node);
+        let others = self
+            .costs
+            .iter()
+            .enumerate()
+            .filter(|(node, _)| *node != me);
+        2 * others
+            .map(|(_, cost)| cost.latency_ns - cost.jitter_ns)
+            .min()
+            .unwrap_or(0)
+    }
+
+    /// Of the links to all nodes.
+    pub(crate) fn link_stats(&self) -> Vec<LinkStats> {
+        let stats = |peer: &Option<usize>| {
+            let link = peer.and_then(|handle| self.links.get(&handle));
+            link.map(|link| link.stats().clone()).unwrap_or_default()
+        };
+        self.peers.iter().map(stats).collect()
     }
 
     /// Does what is due by now.
@@ -216,7 +264,7 @@ impl Net {
                 link.connection.handle_timeout(now);
                 self.touched.insert(*handle);
             }
-            if link.due_ns().is_some_and(|due_ns| due_ns <= now_ns) {
+            if link.is_due(now_ns) {
                 self.touched.insert(*handle);
             }
         }
@@ -227,6 +275,8 @@ impl Net {
     pub(crate) fn send(&mut self, node: u16, frame: Frame) -> u64 {
         let channel = match frame {
             Frame::HostCall { .. } | Frame::HostReply { .. } => Channel::Calls,
+            // Bulk goes where bulk does.
+            Frame::Probe { ref payload, .. } if !payload.is_empty() => Channel::Calls,
             _ => Channel::Pages,
         };
         // Nothing is sent before all nodes are connected, and after one is lost nothing matters.
@@ -364,7 +414,8 @@ impl Net {
             Some(_) => {}
             None => {
                 *peer = Some(handle);
-                link.set_latency(self.latencies_ns[usize::from(node)]);
+                let seed = delay::seed(self.seed, self.me.node, node);
+                link.begin(self.costs[usize::from(node)], seed);
             }
         }
     }

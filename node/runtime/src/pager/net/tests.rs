@@ -33,7 +33,14 @@ fn setups(nodes: u16, latency_ns: u64) -> Vec<Setup> {
                     memory_bytes: 4096,
                 })
                 .collect(),
-            links: vec![LinkCost { latency_ns }; nodes.into()],
+            links: vec![
+                LinkCost {
+                    latency_ns,
+                    ..LinkCost::default()
+                };
+                nodes.into()
+            ],
+            link_seed: 0,
             exports: Vec::new(),
             paging: Paging::Auto,
             bind: HERE,

@@ -1,0 +1,153 @@
+//! A topology as text, as JSON, and as a file.
+
+use super::{Node, Numa, Topology};
+use crate::links::values::{bandwidth_text, loss_text, time_text};
+use crate::status::aligned;
+use serde_json::{Value, json};
+use span_api::guest::Link;
+use std::fmt::Write;
+
+const MIB: u64 = 1 << 20;
+
+/// In one line: which one it is, and how large.
+pub(super) fn headline(topology: &Topology) -> String {
+    let plural = |count: usize, noun: &str| match count {
+        1 => format!("1 {noun}"),
+        count => format!("{count} {noun}s"),
+    };
+    format!(
+        "{}: {}, {}, {}",
+        topology.name,
+        plural(topology.nodes.len(), "node"),
+        plural(topology.cpus(), "CPU"),
+        size(topology.memory_bytes())
+    )
+}
+
+pub(super) fn size(bytes: u64) -> String {
+    match bytes.is_multiple_of(MIB) {
+        true => format!("{} MiB", bytes / MIB),
+        false => format!("{} KiB", bytes >> 10),
+    }
+}
+
+pub(super) fn text(topology: &Topology) -> String {
+    let mut text = headline(topology) + "\n";
+    if let Some(description) = &topology.description {
+        let _ = writeln!(text, "{description}");
+    }
+    text += "\n";
+    let header = ["NODE", "ADDRESS", "GROUP", "CPUS", "MEM", "SLOW"];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    for node in &topology.nodes {
+        let or_none = |text: &Option<String>| text.clone().unwrap_or("-".into());
+        rows.push(vec![
+            node.name.clone(),
+            node.address.clone().unwrap_or("local".into()),
+            or_none(&node.group),
+            cpus(node),
+            size(node.memory_bytes),
+            node.slow.to_string(),
+        ]);
+    }
+    text += &aligned(&rows, 3);
+    if topology.nodes.len() > 1 {
+        let header = ["FROM", "TO", "LATENCY", "JITTER", "BANDWIDTH", "LOSS"];
+        let mut rows = vec![header.map(String::from).to_vec()];
+        for (from, to, link) in directions(topology) {
+            let mut row = vec![from.name.clone(), to.name.clone()];
+            row.extend([
+                time_text(link.latency_ns),
+                time_text(link.jitter_ns),
+                bandwidth_text(link.bandwidth_bps),
+                loss_text(link.loss_ppm),
+            ]);
+            rows.push(row);
+        }
+        text += &format!("\n{}", aligned(&rows, 2));
+    }
+    let Numa { nodes, distances } = topology.numa();
+    let mut rows = vec![vec![
+        "NUMA".to_string(),
+        "NODE".into(),
+        "CPUS".into(),
+        "MEM".into(),
+    ]];
+    rows[0].extend((0..nodes.len()).map(|index| index.to_string()));
+    for (index, (node, row)) in nodes.iter().zip(&distances).enumerate() {
+        let cpus: Vec<String> = node.cpus.iter().map(u16::to_string).collect();
+        let mut cells = vec![
+            index.to_string(),
+            topology.nodes[node.node].name.clone(),
+            cpus.join(","),
+            size(node.memory_bytes),
+        ];
+        cells.extend(row.iter().map(u8::to_string));
+        rows.push(cells);
+    }
+    text + "\n" + &aligned(&rows, 2)
+}
+
+fn cpus(node: &Node) -> String {
+    let shape = [
+        (node.sockets, "sockets"),
+        (node.clusters, "clusters"),
+        (node.threads, "threads"),
+    ];
+    let parts = shape.iter().filter(|(count, _)| *count > 1);
+    let parts: Vec<String> = parts
+        .map(|(count, noun)| format!("{count} {noun}"))
+        .collect();
+    match parts.is_empty() {
+        true => node.cpus.to_string(),
+        false => format!("{} ({})", node.cpus, parts.join(", ")),
+    }
+}
+
+fn directions(topology: &Topology) -> impl Iterator<Item = (&Node, &Node, Link)> {
+    let nodes = topology.nodes.iter().enumerate();
+    nodes.flat_map(move |(from, one)| {
+        let others = topology.nodes.iter().enumerate();
+        let others = others.filter(move |(to, _)| *to != from);
+        others.map(move |(to, other)| (one, other, topology.links.get(from, to)))
+    })
+}
+
+pub(super) fn json(topology: &Topology) -> Value {
+    let node = |node: &Node| {
+        let numa = node
+            .numa
+            .iter()
+            .map(|part| json!({ "cpus": part.cpus, "memory_bytes": part.memory_bytes }));
+        json!({
+            "name": node.name, "address": node.address, "group": node.group, "cpus": node.cpus,
+            "memory_bytes": node.memory_bytes, "sockets": node.sockets, "clusters": node.clusters,
+            "threads": node.threads, "slow": node.slow, "numa": numa.collect::<Vec<_>>(),
+        })
+    };
+    let link = |(from, to, link): (&Node, &Node, Link)| {
+        json!({
+            "from": from.name, "to": to.name, "latency_ns": link.latency_ns, "jitter_ns": link.jitter_ns,
+            "bandwidth_bps": bandwidth_json(link.bandwidth_bps), "loss_ppm": link.loss_ppm,
+        })
+    };
+    let numa = topology.numa();
+    let numa_nodes = numa.nodes.iter().map(|node| {
+        let name = &topology.nodes[node.node].name;
+        json!({ "node": name, "cpus": node.cpus, "memory_bytes": node.memory_bytes })
+    });
+    json!({
+        "name": topology.name,
+        "description": topology.description,
+        "seed": topology.links.seed,
+        "nodes": topology.nodes.iter().map(node).collect::<Vec<_>>(),
+        "links": directions(topology).map(link).collect::<Vec<_>>(),
+        "numa": numa_nodes.collect::<Vec<_>>(),
+        "distances": numa.distances,
+    })
+}
+
+/// Null where the network alone decides.
+pub(crate) fn bandwidth_json(bps: u64) -> Option<u64> {
+    (bps > 0).then_some(bps)
+}
