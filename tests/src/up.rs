@@ -223,6 +223,13 @@ impl Guest<'_> {
         serde_json::from_slice(&outcome.stdout).expect("one JSON object")
     }
 
+    /// `link` of this guest, with JSON.
+    #[track_caller]
+    pub fn links(&self, options: &[&str]) -> serde_json::Value {
+        let outcome = self.ask("link", &[options, &["--json"]].concat()).expect(0);
+        serde_json::from_slice(&outcome.stdout).expect("one JSON object")
+    }
+
     #[track_caller]
     pub fn logs(&self) -> String {
         self.ask("logs", &[]).expect(0).text()
