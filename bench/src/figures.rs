@@ -18,6 +18,8 @@ pub(crate) enum Unit {
     Pages,
     #[serde(rename = "%")]
     Percent,
+    #[serde(rename = "Mbit/s")]
+    Megabits,
 }
 
 impl Unit {
@@ -25,6 +27,7 @@ impl Unit {
         match self {
             Self::Milliseconds => 1e-6,
             Self::Microseconds => 1e-3,
+            Self::Megabits => 1e-6,
             Self::Faults | Self::Pages | Self::Percent => 1.0,
         }
     }
@@ -36,6 +39,7 @@ impl Unit {
             Self::Faults => "faults",
             Self::Pages => "pages",
             Self::Percent => "%",
+            Self::Megabits => "Mbit/s",
         }
     }
 }

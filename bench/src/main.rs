@@ -67,6 +67,8 @@ enum Group {
     Hostfs,
     /// Both ways to protect guest memory
     Engines,
+    /// What slow links cost, against what they are to cost
+    Links,
 }
 
 impl Group {
@@ -81,6 +83,7 @@ impl Group {
             Self::Rest => measure::rest::measure(setting),
             Self::Hostfs => measure::hostfs::measure(setting),
             Self::Engines => measure::engines::measure(setting),
+            Self::Links => measure::links::measure(setting),
         }
     }
 }

@@ -268,6 +268,29 @@ impl Setting {
         )
     }
 
+    /// The same on links of this latency; what the nodes count is not looked at.
+    pub(crate) fn span_slow(
+        &self,
+        nodes: &str,
+        latency: &str,
+        arguments: &[&str],
+    ) -> Result<Outcome> {
+        let up = self.span_up(nodes, 1).options(&["--latency", latency]);
+        let command = up.command(&self.argv(arguments));
+        Gauge::run_with_marks(&self.span_title(arguments), command, |_| Ok(()))
+    }
+
+    /// A guest that runs nothing, whose links are measured.
+    pub(crate) fn links(&self, nodes: &str) -> Result<Links<'_>> {
+        let up = self.span_up(nodes, 1).options(&["--detach"]);
+        let mut command = up.command(&[]);
+        succeed("coordinator up", &mut command)?;
+        Ok(Links {
+            setting: self,
+            runs: true,
+        })
+    }
+
     fn span_title(&self, arguments: &[&str]) -> String {
         format!("gauge {} in a guest", arguments[0])
     }
@@ -297,3 +320,69 @@ const GUEST: &str = "bench";
 
 /// Longest time a gauge may take; all figures together take less on a slow machine.
 pub(crate) const GAUGE_MAX: Duration = Duration::from_secs(180);
+
+fn succeed(title: &str, command: &mut Command) -> Result<Vec<u8>> {
+    let out = command
+        .output()
+        .map_err(|error| Error::Failed(format!("{title}: {error}")))?;
+    match out.status.success() {
+        true => Ok(out.stdout),
+        false => {
+            let said = String::from_utf8_lossy(&out.stderr);
+            Err(Error::Failed(format!("{title}: {}", said.trim())))
+        }
+    }
+}
+
+/// A guest on two nodes.
+#[derive(Debug)]
+pub(crate) struct Links<'s> {
+    setting: &'s Setting,
+    runs: bool,
+}
+
+impl Links<'_> {
+    fn ask(&self, words: &[&str]) -> Result<Vec<u8>> {
+        interrupt::check()?;
+        let mut command = self.setting.world.command("coordinator");
+        command.args(words);
+        succeed(&format!("coordinator {}", words.join(" ")), &mut command)
+    }
+
+    fn json(&self, words: &[&str]) -> Result<serde_json::Value> {
+        let text = self.ask(words)?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    /// What the links take.
+    pub(crate) fn measure(&self) -> Result<serde_json::Value> {
+        self.json(&["topology", "measure", GUEST, "--json"])
+    }
+
+    /// Changes the link.
+    pub(crate) fn set(&self, options: &[&str]) -> Result<()> {
+        self.ask(&[&["link", GUEST, "a-b"], options].concat())
+            .map(drop)
+    }
+
+    /// How far off the median of the messages left that were delayed, on the first direction.
+    pub(crate) fn error_ns(&self) -> Result<f64> {
+        let links = self.json(&["link", GUEST, "--json"])?;
+        let error = links["links"][0]["error"]["p50_ns"].as_f64();
+        error.ok_or_else(|| Error::Failed(format!("no error is counted: {links}")))
+    }
+
+    pub(crate) fn end(mut self) -> Result<()> {
+        self.runs = false;
+        self.ask(&["down", GUEST]).map(drop)
+    }
+}
+
+impl Drop for Links<'_> {
+    fn drop(&mut self) {
+        if self.runs {
+            let mut command = self.setting.world.command("coordinator");
+            let _ = command.args(["down", GUEST]).output();
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Links that are made slow, against what they are to cost.
+
+use crate::error::{Error, Result};
+use crate::figures::{Figure, Unit};
+use crate::samples::{Samples, median};
+use crate::setting::Setting;
+use serde_json::Value;
+
+const GROUP: &str = "Slow links, two nodes: added by the link, against what was asked for";
+const CONFIGURED: &str = "configured";
+
+const US: f64 = 1e3;
+
+/// Latencies, one way, and bandwidths.
+const LATENCIES_US: [u32; 5] = [20, 50, 200, 1000, 5000];
+const BANDWIDTHS_MBIT: [u32; 4] = [10, 100, 300, 1000];
+const JITTER_US: u32 = 100;
+
+/// Latencies with which a program faults on pages that the other node has.
+const FAULT_LATENCIES_US: [u32; 3] = [50, 200, 1000];
+const FAULT_PAGES: &str = "128";
+const FAULT_KIND: &str = "read";
+
+/// Where the ratio of medians is to be.
+const RATIO_MAX: f64 = 1.05;
+
+/// What was asked for, and what it was.
+#[derive(Debug, Default, Clone)]
+struct Pair {
+    configured: Samples,
+    measured: Samples,
+}
+
+impl Pair {
+    fn add(&mut self, configured: f64, measured: f64) {
+        self.configured.add(vec![configured]);
+        self.measured.add(vec![measured]);
+    }
+
+    fn figure(&self, name: String, unit: Unit) -> Figure {
+        Figure::compared(
+            GROUP,
+            name,
+            unit,
+            CONFIGURED,
+            &self.configured,
+            &self.measured,
+        )
+    }
+}
+
+pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
+    let mut latencies = vec![Pair::default(); LATENCIES_US.len()];
+    let mut jitter = Pair::default();
+    let mut bandwidths = vec![Pair::default(); BANDWIDTHS_MBIT.len()];
+    let (mut free, mut error) = (Samples::default(), Samples::default());
+    setting.repeat("slow links", || {
+        let guest = setting.links("a,b")?;
+        let fast_ns = number(&guest.measure()?, "latency_ns")?;
+        free.add(vec![fast_ns]);
+        for (latency_us, pair) in LATENCIES_US.iter().zip(&mut latencies) {
+            guest.set(&["--latency", &format!("{latency_us}us")])?;
+            let slow_ns = number(&guest.measure()?, "latency_ns")?;
+            guest.set(&["--latency", "0"])?;
+            // What else the machine does changes meanwhile.
+            let before_and_after = [fast_ns, number(&guest.measure()?, "latency_ns")?];
+            let fast_ns = before_and_after.iter().sum::<f64>() / 2.0;
+            pair.add(f64::from(*latency_us) * US, slow_ns - fast_ns);
+        }
+        let latency = format!("{}us", 5 * JITTER_US);
+        guest.set(&["--latency", &latency, "--jitter", &format!("{JITTER_US}us")])?;
+        let slow_ns = number(&guest.measure()?, "latency_ns")?;
+        jitter.add(f64::from(5 * JITTER_US) * US, slow_ns - fast_ns);
+        error.add(vec![guest.error_ns()?]);
+        guest.set(&["--latency", "0", "--jitter", "0"])?;
+        for (mbit, pair) in BANDWIDTHS_MBIT.iter().zip(&mut bandwidths) {
+            guest.set(&["--bandwidth", &format!("{mbit}M")])?;
+            let measured = number(&guest.measure()?, "bandwidth_bps")?;
+            pair.add(f64::from(*mbit) * 1e6, measured);
+        }
+        guest.end()
+    })?;
+    let mut faults = vec![Pair::default(); FAULT_LATENCIES_US.len()];
+    setting.repeat("faults over slow links", || {
+        let fast_ns = fault_ns(setting, 0)?;
+        for (latency_us, pair) in FAULT_LATENCIES_US.iter().zip(&mut faults) {
+            let slow_ns = fault_ns(setting, *latency_us)?;
+            pair.add(2.0 * f64::from(*latency_us) * US, slow_ns - fast_ns);
+        }
+        Ok(())
+    })?;
+
+    let us = Unit::Microseconds;
+    let mut figures = vec![Figure::alone(GROUP, "one way, as it is", us, &free)];
+    for (latency_us, pair) in LATENCIES_US.iter().zip(&latencies) {
+        let name = format!("one way, latency {latency_us} µs");
+        figures.push(pair.figure(name, us).aim(RATIO_MAX));
+    }
+    let name = format!("one way, latency {} ± {JITTER_US} µs", 5 * JITTER_US);
+    figures.push(jitter.figure(name, us).aim(RATIO_MAX));
+    figures.push(Figure::alone(
+        GROUP,
+        "a message leaves too early or too late by",
+        us,
+        &error,
+    ));
+    for (mbit, pair) in BANDWIDTHS_MBIT.iter().zip(&bandwidths) {
+        figures.push(pair.figure(format!("bandwidth {mbit} Mbit/s"), Unit::Megabits));
+    }
+    for (latency_us, pair) in FAULT_LATENCIES_US.iter().zip(&faults) {
+        let name = format!("read fault, latency {latency_us} µs there and back");
+        figures.push(pair.figure(name, us).aim(RATIO_MAX));
+    }
+    Ok(figures)
+}
+
+/// A number of the first link of what was measured.
+fn number(measured: &Value, key: &str) -> Result<f64> {
+    let value = measured["links"][0][key].as_f64();
+    value.ok_or_else(|| Error::Failed(format!("nothing measured {key}: {measured}")))
+}
+
+/// What a program waits for a page that the other node has.
+fn fault_ns(setting: &Setting, latency_us: u32) -> Result<f64> {
+    let arguments = ["remote", &setting.khz, FAULT_PAGES, "1"];
+    let outcome = setting.span_slow("a,b", &format!("{latency_us}us"), &arguments)?;
+    let samples = outcome.samples(FAULT_KIND)?;
+    median(&samples).ok_or_else(|| Error::Failed("nothing was timed".into()))
+}
