@@ -116,6 +116,40 @@ pub(super) extern "C" fn __wrap_writev(fd: c_int, iov: *const iovec, count: c_in
     }
 }
 
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn __wrap_preadv64(
+    fd: c_int,
+    iov: *const iovec,
+    count: c_int,
+    offset: off64_t,
+) -> ssize_t {
+    let Some(env) = env::active() else {
+        // SAFETY: the caller's arguments, as they are.
+        return unsafe { libc::preadv64(fd, iov, count, offset) };
+    };
+    match Cursor::many(iov, count) {
+        Some((mut to, len)) => read_into(env, env.place(fd), Op::Pread, &mut to, len, offset),
+        None => fail(libc::EINVAL) as ssize_t,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn __wrap_pwritev64(
+    fd: c_int,
+    iov: *const iovec,
+    count: c_int,
+    offset: off64_t,
+) -> ssize_t {
+    let Some(env) = env::active() else {
+        // SAFETY: the caller's arguments, as they are.
+        return unsafe { libc::pwritev64(fd, iov, count, offset) };
+    };
+    match Cursor::many(iov, count) {
+        Some((mut from, len)) => write_from(env, env.place(fd), Op::Pwrite, &mut from, len, offset),
+        None => fail(libc::EINVAL) as ssize_t,
+    }
+}
+
 /// A position in the caller's memory: one buffer, or a vector of them.
 pub(super) struct Cursor {
     here: *mut u8,

@@ -93,6 +93,20 @@ fn vectors_are_gathered_and_scattered() {
             (__wrap_readv(fd, iov.cast(), -1), errno()),
             (-1, libc::EINVAL)
         );
+        // At a place, whatever the position is.
+        assert_eq!(__wrap_pwritev64(fd, iov.cast(), 2, 5), 70_010);
+        let back = [(memory(10), 10), (memory(70_001), 70_001)];
+        let vectors = back.map(|(at, len)| libc::iovec {
+            iov_base: at.cast(),
+            iov_len: len,
+        });
+        let iov = place(vectors);
+        seal();
+        assert_eq!(__wrap_preadv64(fd, iov.cast(), 2, 5), 70_010);
+        assert!(same(into[0].0, back[0].0, 10));
+        assert!(same(into[0].0.wrapping_add(10), back[1].0, 69_990));
+        assert!(same(into[1].0, back[1].0.wrapping_add(69_990), 10));
+        assert_eq!(__wrap_preadv64(fd, iov.cast(), 2, 70_015), 0);
         __wrap_close(fd);
     });
 }
