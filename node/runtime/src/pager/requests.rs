@@ -14,14 +14,18 @@ use crate::{clock, control, hostcall, ipi, slots, stub};
 use bytes::Bytes;
 use dsm::{Access, Engine, PageId};
 use span_api::guest::{FromGuest, Stats};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 
 /// A thread that misses a page this soon after it got another still does the same.
 const GOES_ON_NS: u64 = 40_000;
 
-/// Threads for work that may block: host calls of other nodes' and the creation of threads.
+/// Threads for work that may block, host calls of other nodes' and the creation of threads: so many to begin with,
+/// then one more than there is work.
 const WORKERS: usize = 8;
+/// There are fewer threads in a guest that can wait for a host call: its CPUs, and those of its disks on each node.
+const WORKERS_MAX: usize = 1280;
 
 /// Waits for stubs to stop. One thread is enough: they have all been told to by then.
 pub(super) fn start_kicker() -> mpsc::Sender<KickJob> {
@@ -40,39 +44,66 @@ pub(super) fn start_kicker() -> mpsc::Sender<KickJob> {
     sender
 }
 
+struct Pool {
+    work: Mutex<mpsc::Receiver<Work>>,
+    image: NodeImage,
+    threads: AtomicUsize,
+    /// Those that wait for work.
+    idle: AtomicUsize,
+}
+
 pub(super) fn start_workers(image: NodeImage) -> mpsc::Sender<Work> {
     let (sender, work) = mpsc::channel::<Work>();
-    let work = Arc::new(Mutex::new(work));
+    let pool = Arc::new(Pool {
+        work: Mutex::new(work),
+        image,
+        threads: AtomicUsize::new(0),
+        idle: AtomicUsize::new(0),
+    });
     for _ in 0..WORKERS {
-        let work = work.clone();
-        crate::thread("span-worker", move || {
-            loop {
-                let Ok(next) = work.lock().unwrap_or_else(|e| e.into_inner()).recv() else {
-                    return;
-                };
-                match next {
-                    Work::CreateCpu { cpu, sigset, asker } => {
-                        let error = (image.create_cpu)(i32::from(cpu), sigset);
-                        super::tell(Remote::Answer(asker, error as u64));
-                    }
-                    Work::KillStub(slot) => {
-                        (image.kill_stub)(slot as usize);
-                        stub::free(slot, 0, 0, 0);
-                    }
-                    Work::HostCall {
-                        node,
-                        ticket,
-                        request,
-                    } => {
-                        let mut reply = Vec::new();
-                        hostcall::serve(&request, &mut reply);
-                        super::tell(Remote::HostReply(node, ticket, reply));
-                    }
-                }
-            }
-        });
+        start_worker(pool.clone());
     }
     sender
+}
+
+fn start_worker(pool: Arc<Pool>) {
+    pool.threads.fetch_add(1, Relaxed);
+    pool.idle.fetch_add(1, Relaxed);
+    crate::thread("span-worker", move || {
+        loop {
+            let work = pool.work.lock().unwrap_or_else(|e| e.into_inner()).recv();
+            let Ok(work) = work else { return };
+            // Whatever this one waits for, whoever comes next need not.
+            let last = pool.idle.fetch_sub(1, Relaxed) == 1;
+            if last && pool.threads.load(Relaxed) < WORKERS_MAX {
+                start_worker(pool.clone());
+            }
+            carry_out(&pool.image, work);
+            pool.idle.fetch_add(1, Relaxed);
+        }
+    });
+}
+
+fn carry_out(image: &NodeImage, work: Work) {
+    match work {
+        Work::CreateCpu { cpu, sigset, asker } => {
+            let error = (image.create_cpu)(i32::from(cpu), sigset);
+            super::tell(Remote::Answer(asker, error as u64));
+        }
+        Work::KillStub(slot) => {
+            (image.kill_stub)(slot as usize);
+            stub::free(slot, 0, 0, 0);
+        }
+        Work::HostCall {
+            node,
+            ticket,
+            request,
+        } => {
+            let mut reply = Vec::new();
+            hostcall::serve(&request, &mut reply);
+            super::tell(Remote::HostReply(node, ticket, reply));
+        }
+    }
 }
 
 /// Changes the protection of a page of kernel virtual memory.
