@@ -227,17 +227,19 @@ pub(crate) struct UpOptions {
     /// (a-b=200us,b-c=1ms) [default: none]
     #[arg(long, value_name = "TIME|A-B=TIME,…")]
     pub(crate) latency: Option<String>,
-    /// Root file system: host (this machine's, changes are thrown away), a directory of a node's host, an
-    /// image, none
+    /// Root file system: host (this machine's, changes are thrown away), a directory or an image of a node's
+    /// host, none
     #[arg(
         long,
-        value_name = "host|[NODE:]DIR|IMAGE|none",
+        value_name = "host|[NODE:]DIR|[NODE:]IMAGE|none",
         default_value = "host"
     )]
     pub(crate) root: OsString,
-    /// File that becomes a disk of the guest
-    #[arg(long, value_name = "FILE")]
-    pub(crate) ubd: Option<PathBuf>,
+    /// File of a node's host, the first node's if none is named, that becomes a disk, ubda and so on; up to 16.
+    /// cow: what is written goes to this file beside it, which is made if need be; ro: is only read; sync: each
+    /// write waits for the host's disk; shared: others use the file, too
+    #[arg(long, value_name = "[NODE:]FILE[,cow=FILE][,ro][,sync][,shared]")]
+    pub(crate) ubd: Vec<OsString>,
     /// Network device of the guest, vec0 and so on; its other end is on the first node, or on NODE. user:
     /// what this user may reach; tap: an interface of the node's host
     #[arg(long, value_name = "[NODE:]user[,hostfwd=…]|[NODE:]tap:NAME")]

@@ -484,6 +484,7 @@ impl Guest {
                 guest: self.run.name().to_string(),
                 arguments: arguments.clone(),
                 readable: self.plan.readable[index].clone(),
+                disks: self.plan.disks[index].clone(),
                 run_directory: local.then(|| self.run.path().as_os_str().as_bytes().to_vec()),
                 setup: Setup {
                     node: index as u16,
@@ -492,6 +493,7 @@ impl Guest {
                     link_seed: self.plan.links.seed,
                     paging: self.plan.paging,
                     exports: self.plan.exports[index].clone(),
+                    any_disk: local,
                     bind,
                     authority: certificates.authority.clone(),
                     certificate: certificate.certificate,

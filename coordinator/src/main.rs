@@ -18,6 +18,7 @@ mod console;
 mod control;
 mod copy;
 mod detach;
+mod disk;
 mod echo;
 mod environment;
 mod failure;

@@ -42,7 +42,7 @@ pub(crate) enum Root {
     Host,
     /// Of a node's host.
     Directory(usize, PathBuf),
-    Image(PathBuf),
+    Image(usize, PathBuf),
     None,
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct HostMount {
 }
 
 /// The node of `NODE:PATH`, and the path there; without a name the first.
-fn of_node<'v>(value: &'v OsStr, names: &[String]) -> Result<(usize, &'v Path), String> {
+pub(crate) fn of_node<'v>(value: &'v OsStr, names: &[String]) -> Result<(usize, &'v Path), String> {
     let bytes = value.as_bytes();
     let end = bytes.iter().position(|byte| b":/".contains(byte));
     let Some(end) = end.filter(|end| bytes[*end] == b':') else {
@@ -111,7 +111,7 @@ pub(crate) fn hostfs(
 }
 
 /// Whether a path says where it leads.
-fn plain(path: &Path) -> bool {
+pub(crate) fn plain(path: &Path) -> bool {
     path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
 }
 
@@ -346,15 +346,11 @@ pub(crate) fn root(value: &OsStr, names: &[String], places: &[Place]) -> Result<
         ))
     };
     let (node, path) = of_node(value, names).map_err(|why| refused(&why))?;
-    let image = |path: PathBuf| match node {
-        0 => Ok(Root::Image(path)),
-        _ => Err(refused(&"an image file has to be the first node's")),
-    };
     if places[node] != Place::Local {
         // A path that ends in a slash says that it is a directory.
-        let directory = node != 0 || value.as_bytes().ends_with(b"/");
+        let directory = value.as_bytes().ends_with(b"/");
         return match plain(path) {
-            true if !directory && path.extension().is_some() => image(path.into()),
+            true if !directory && path.extension().is_some() => Ok(Root::Image(node, path.into())),
             true => Ok(Root::Directory(node, path.into())),
             false => Err(refused(
                 &"a path on another machine must be absolute and without ..",
@@ -368,34 +364,10 @@ pub(crate) fn root(value: &OsStr, names: &[String], places: &[Place]) -> Result<
         Ok(Root::Directory(node, canonical()?))
     } else if metadata.is_file() {
         fs::File::open(path).map_err(|error| refused(&error))?;
-        image(canonical()?)
+        Ok(Root::Image(node, canonical()?))
     } else {
         Err(refused(&"is neither a directory nor a regular file"))
     }
-}
-
-/// A file that becomes a disk.
-pub(crate) fn image(option: &str, path: &Path, first_is_local: bool) -> Result<PathBuf, Failure> {
-    let refused = |why: &dyn std::fmt::Display| {
-        Failure::usage(format!(
-            "{option} {}: {why}; allowed is a readable file",
-            path.display()
-        ))
-    };
-    if !first_is_local {
-        return match path.is_absolute() {
-            true => Ok(path.to_path_buf()),
-            false => Err(refused(&"a path on another machine must be absolute")),
-        };
-    }
-    if !fs::metadata(path)
-        .map_err(|error| refused(&error))?
-        .is_file()
-    {
-        return Err(refused(&"is not a regular file"));
-    }
-    fs::File::open(path).map_err(|error| refused(&error))?;
-    fs::canonicalize(path).map_err(|error| refused(&error))
 }
 
 /// `--append`, split into kernel arguments.
@@ -608,11 +580,13 @@ mod tests {
         let directory = |node, path: &str| Root::Directory(node, path.into());
         assert_eq!(root("/proc").unwrap(), directory(0, "/proc"));
         assert_eq!(root("b:/proc").unwrap(), directory(1, "/proc"));
-        assert_eq!(root("c:/srv/d.d").unwrap(), directory(2, "/srv/d.d"));
+        assert_eq!(root("c:/srv/d.d/").unwrap(), directory(2, "/srv/d.d/"));
+        let image = |node, path: &str| Root::Image(node, path.into());
+        assert_eq!(root("c:/srv/d.img").unwrap(), image(2, "/srv/d.img"));
+        assert_eq!(root("b:/proc/version").unwrap(), image(1, "/proc/version"));
         for (value, part) in [
             ("/nonexistent", "--root /nonexistent: "),
             ("/dev/null", "neither"),
-            ("b:/proc/version", "first node's"),
             ("c:some/where", "absolute"),
             ("c:/srv/..", "without .."),
             ("d:/srv", "no node d; --nodes has a, b, c"),
@@ -624,7 +598,7 @@ mod tests {
         let root = |value: &str| super::root(OsStr::new(value), &names, &places).unwrap();
         assert_eq!(root("/srv/d"), directory(0, "/srv/d"));
         assert_eq!(root("/srv/d.d/"), directory(0, "/srv/d.d/"));
-        assert_eq!(root("/srv/d.img"), Root::Image("/srv/d.img".into()));
+        assert_eq!(root("/srv/d.img"), Root::Image(0, "/srv/d.img".into()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use crate::artefacts::{self, Files};
 use crate::cli::{PagingOption, UpOptions};
+use crate::disk::{Disk, Disks};
 use crate::failure::Failure;
 use crate::links::Links;
 use crate::network::Networks;
@@ -12,7 +13,7 @@ use span_api::auth::{Token, TokenError};
 use span_api::guest::{Export, NodeSpec, Paging};
 use std::error::Error;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// `COMMAND_LINE_SIZE` of the kernel (4096), with room for what an agent adds.
 const ARGUMENTS_BYTES_MAX: usize = 4096 - 512;
@@ -43,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) appended: Vec<Vec<u8>>,
     /// Files and directories that each node must be able to read.
     pub(crate) readable: Vec<Vec<Vec<u8>>>,
+    /// Files of each node that are to be disks.
+    pub(crate) disks: Vec<Vec<Vec<u8>>>,
     pub(crate) files: Files,
     pub(crate) token: Option<Token>,
     /// What the guest may mount of each node's host, as far as that is this machine.
@@ -116,6 +119,7 @@ impl Plan {
             arguments,
             appended,
             readable: storage.readable,
+            disks: storage.disks,
             exports: storage.exports,
             files: artefacts::find(up.kernel.as_deref())?,
             token,
@@ -239,17 +243,18 @@ struct Storage {
     arguments: Vec<Vec<u8>>,
     readable: Vec<Vec<Vec<u8>>>,
     exports: Vec<Vec<Export>>,
-    disks: usize,
+    disks: Vec<Vec<Vec<u8>>>,
 }
 
 impl Storage {
     fn new(up: &UpOptions, names: &[String], places: &[Place]) -> Result<Self, Failure> {
-        let first_is_local = places[0] == Place::Local;
         let mut storage = Self {
             readable: vec![Vec::new(); names.len()],
+            disks: vec![Vec::new(); names.len()],
             exports: vec![Vec::new(); names.len()],
             ..Self::default()
         };
+        let mut disks = Disks::default();
         match options::root(&up.root, names, places)? {
             Root::Host => {
                 storage.arguments.push(b"span.root=host".to_vec());
@@ -258,19 +263,23 @@ impl Storage {
             Root::None => storage.arguments.push(b"span.root=none".to_vec()),
             Root::Directory(node, path) => {
                 let prefix = format!("span.root=hostfs:{}:", names[node]);
-                storage.argument("--root", &prefix, &path, b"")?;
+                storage.argument("--root", &prefix, &path)?;
                 storage.export(node, &path, false);
             }
-            Root::Image(path) => {
-                storage.disk("--root", path)?;
+            Root::Image(node, path) => {
+                let added = disks.add(Disk::root(node, path));
+                added.map_err(|why| {
+                    Failure::usage(format!("--root {}: {why}", up.root.display()))
+                })?;
                 storage
                     .arguments
                     .push(b"span.root=block:/dev/ubda".to_vec());
             }
         }
-        if let Some(path) = &up.ubd {
-            storage.disk("--ubd", options::image("--ubd", path, first_is_local)?)?;
+        for value in &up.ubd {
+            disks.add_option(value, names, places)?;
         }
+        storage.take(&disks, names);
         for value in &up.hostfs {
             let mount = options::hostfs(value, names, places)?;
             let prefix = format!("span.hostfs={}:", names[mount.node]);
@@ -280,7 +289,7 @@ impl Storage {
             if mount.read_only {
                 words.push(",ro");
             }
-            storage.argument("--hostfs", &prefix, Path::new(&words), b"")?;
+            storage.argument("--hostfs", &prefix, Path::new(&words))?;
             storage.export(mount.node, &mount.directory, mount.read_only);
         }
         Ok(storage)
@@ -303,37 +312,25 @@ impl Storage {
         exports.push(new);
     }
 
-    fn disk(&mut self, option: &str, path: PathBuf) -> Result<(), Failure> {
-        let prefix = format!("ubd{}=", self.disks);
-        self.disks += 1;
-        self.argument(option, &prefix, &path, b",:")?;
-        self.readable[0].push(path.into_os_string().into_vec());
-        Ok(())
+    fn take(&mut self, disks: &Disks, names: &[String]) {
+        for (number, disk) in disks.iter().enumerate() {
+            let argument = disk.argument(number, names);
+            self.arguments.push(argument.into_vec());
+            let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+            self.readable[disk.node].push(bytes(&disk.file));
+            let files = disk.files().map(|(path, _)| bytes(path));
+            self.disks[disk.node].extend(files);
+        }
     }
 
-    fn argument(
-        &mut self,
-        option: &str,
-        prefix: &str,
-        path: &Path,
-        separators: &[u8],
-    ) -> Result<(), Failure> {
+    fn argument(&mut self, option: &str, prefix: &str, path: &Path) -> Result<(), Failure> {
         let bytes = path.as_os_str().as_bytes();
-        // The kernel splits its command line at white space, and a disk's argument at its separators.
-        if bytes
-            .iter()
-            .any(|byte| byte.is_ascii_whitespace() || b"\"'".contains(byte))
-            || bytes.iter().any(|byte| separators.contains(byte))
-        {
-            let allowed = String::from_utf8_lossy(separators);
+        // The kernel splits its command line at white space.
+        let bad = |byte: &u8| byte.is_ascii_whitespace() || b"\"'".contains(byte);
+        if bytes.iter().any(bad) {
             return Err(Failure::usage(format!(
-                "{option} {}: the path must not contain white space, quotes{}{allowed}",
+                "{option} {}: the path must not contain white space or quotes",
                 path.display(),
-                if separators.is_empty() {
-                    ""
-                } else {
-                    " or any of "
-                },
             )));
         }
         self.arguments.push([prefix.as_bytes(), bytes].concat());

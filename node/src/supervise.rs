@@ -216,6 +216,9 @@ impl Guest {
                 spawn.setup.nodes.len()
             ));
         }
+        if let Some(exports) = &host.exports {
+            check_exported(&spawn.disks, exports)?;
+        }
         check_readable(&spawn.readable)?;
         let base = match (&host.work, &spawn.run_directory) {
             (Some(work), _) => work.clone(),
@@ -272,6 +275,7 @@ impl Guest {
             tokio::spawn(from_guest(
                 reader,
                 Setup {
+                    any_disk: host.exports.is_none(),
                     exports: host.exports.clone().unwrap_or(spawn.setup.exports),
                     ..spawn.setup
                 },
@@ -434,6 +438,23 @@ async fn session(session: &mut Session) -> Result<OwnedFd, String> {
             .and_then(Result::ok)
             .ok_or("the coordinator opened no session stream".to_string()),
     }
+}
+
+/// Says early what the guest's kernel would find out: the runtime has the last word.
+fn check_exported(disks: &[Vec<u8>], exports: &[Export]) -> Result<(), String> {
+    for disk in disks {
+        let file = Export {
+            directory: disk.clone(),
+            read_only: true,
+        };
+        if !exports.iter().any(|export| export.holds(&file)) {
+            return Err(format!(
+                "{} is in no directory that this node exports",
+                path(disk).display()
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn check_readable(paths: &[Vec<u8>]) -> Result<(), String> {

@@ -169,6 +169,8 @@ pub struct Setup {
     pub paging: Paging,
     /// What the guest may mount of this node's host: its agent has the last word.
     pub exports: Vec<Export>,
+    /// Whether any file of this node's host may be a disk, not only one that is exported; likewise.
+    pub any_disk: bool,
     /// Address to bind the QUIC socket to; the port is the kernel's choice.
     pub bind: IpAddr,
     /// DER: the guest's own certificate authority, and this node's certificate and PKCS#8 key. A

@@ -150,6 +150,8 @@ pub struct Spawn {
     pub arguments: Vec<Vec<u8>>,
     /// Files and directories that must be readable on this node.
     pub readable: Vec<Vec<u8>>,
+    /// Files of this node that are to be disks: a daemon has them below directories that it exports.
+    pub disks: Vec<Vec<u8>>,
     /// The run directory of the guest; only for a local agent, which works below it and removes it
     /// when the coordinator died without doing so.
     pub run_directory: Option<Vec<u8>>,

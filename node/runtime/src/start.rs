@@ -63,7 +63,7 @@ pub(crate) fn join() -> Option<Setup> {
         .nodes
         .iter()
         .map(|node| node.name.clone().into_bytes());
-    if let Err(line) = hostcall::export(&setup.exports, names.collect()) {
+    if let Err(line) = hostcall::export(&setup.exports, setup.any_disk, names.collect()) {
         control::fail(&line);
     }
     let several = setup.nodes.len() > 1;

@@ -1,6 +1,6 @@
 //! What the boundary knows of the rest of the runtime, and where a descriptor or path belongs.
 
-use super::export::SCHEME;
+use super::export::{DISK_SCHEME, SCHEME};
 use super::slot::{self, Slot};
 use core::ffi::c_char;
 use core::fmt::{self, Write};
@@ -105,8 +105,9 @@ pub(super) fn for_path(path: *const c_char) -> Option<&'static Env> {
     active().or_else(|| {
         // SAFETY: the wrappers' callers pass strings; it is read as far as it is the scheme's.
         let matches = |(at, byte): (usize, &u8)| unsafe { path.add(at).read() } as u8 == *byte;
-        let is_hostfs = !path.is_null() && SCHEME.iter().enumerate().all(matches);
-        is_hostfs.then(any).flatten()
+        let begins_with = |scheme: &[u8]| scheme.iter().enumerate().all(matches);
+        let is_ours = !path.is_null() && (begins_with(SCHEME) || begins_with(DISK_SCHEME));
+        is_ours.then(any).flatten()
     })
 }
 

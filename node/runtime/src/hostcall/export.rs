@@ -20,21 +20,42 @@ use std::sync::OnceLock;
 
 pub(super) const SCHEME: &[u8] = b"span://";
 
+/// What the kernel's disk driver names its files with. No path of hostfs's begins like this: what they are is for
+/// whoever has the guest started to say, and for its management console, not for programs in it.
+pub(super) const DISK_SCHEME: &[u8] = b"span-disk://";
+
 /// An exported directory, open.
 #[derive(Debug)]
 struct Root {
     path: PathBuf,
     directory: OwnedFd,
     read_only: bool,
+    /// Whether paths must not lead out of it.
+    confines: bool,
 }
 
 static ROOTS: OnceLock<Vec<Root>> = OnceLock::new();
+/// All files of this host, where any may be a disk.
+static DISKS: OnceLock<Vec<Root>> = OnceLock::new();
 static NODES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
 
 /// What this node exports, and what the nodes are called; once, before the kernel runs. An error names the
 /// directory.
-pub(crate) fn set_up(exports: &[Export], nodes: Vec<Vec<u8>>) -> Result<(), String> {
+pub(crate) fn set_up(
+    exports: &[Export],
+    any_disk: bool,
+    nodes: Vec<Vec<u8>>,
+) -> Result<(), String> {
     let _ = ROOTS.set(open_roots(exports)?);
+    if any_disk {
+        let all = Export {
+            directory: b"/".to_vec(),
+            read_only: false,
+        };
+        let mut roots = open_roots(&[all])?;
+        roots.iter_mut().for_each(|root| root.confines = false);
+        let _ = DISKS.set(roots);
+    }
     let _ = NODES.set(nodes);
     Ok(())
 }
@@ -51,6 +72,7 @@ fn open_roots(exports: &[Export]) -> Result<Vec<Root>, String> {
             path,
             directory,
             read_only: export.read_only,
+            confines: true,
         });
     }
     // What lies inside another comes first.
@@ -114,7 +136,9 @@ pub(super) fn owner(work: &Work) -> Option<Result<u16, i32>> {
 
 /// The node's name, and the path there.
 fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
-    let rest = path.strip_prefix(SCHEME)?;
+    let rest = path
+        .strip_prefix(SCHEME)
+        .or_else(|| path.strip_prefix(DISK_SCHEME))?;
     let end = rest.iter().position(|byte| *byte == b'/');
     Some(rest.split_at(end.unwrap_or(rest.len())))
 }
@@ -185,8 +209,10 @@ impl Last {
 
 impl Target<'static> {
     fn of(path: &CStr) -> Result<Self, i32> {
+        let is_disk = path.to_bytes().starts_with(DISK_SCHEME);
         let (_, path) = split(path.to_bytes()).ok_or(libc::EINVAL)?;
-        Self::among(ROOTS.get().map(Vec::as_slice).unwrap_or_default(), path)
+        let roots = DISKS.get().filter(|_| is_disk).or_else(|| ROOTS.get());
+        Self::among(roots.map(Vec::as_slice).unwrap_or_default(), path)
     }
 
     /// For a call that changes something.
@@ -218,11 +244,16 @@ impl<'r> Target<'r> {
         })
     }
 
-    /// A symbolic link is not followed.
+    /// A symbolic link is not followed, unless it may lead anywhere.
     fn open(&self, flags: i32, mode: u32) -> Result<OwnedFd, i32> {
-        let flags = flags | libc::O_NOFOLLOW;
         let from = self.root.directory.as_raw_fd();
-        open_beneath(from, &c_string(&self.inside)?, flags, mode)
+        let inside = c_string(&self.inside)?;
+        if self.root.confines {
+            return open_beneath(from, &inside, flags | libc::O_NOFOLLOW, mode);
+        }
+        let flags = flags | libc::O_CLOEXEC;
+        // SAFETY: passes a string.
+        owned(unsafe { libc::openat(from, inside.as_ptr(), flags, mode) }.into())
     }
 
     /// The thing itself, whatever it is.
@@ -451,6 +482,7 @@ mod tests {
         assert_eq!(split("span://b/srv"), Some((&b"b"[..], &b"/srv"[..])));
         assert_eq!(split("span:///srv"), Some((&b""[..], &b"/srv"[..])));
         assert_eq!(split("span://b"), Some((&b"b"[..], &b""[..])));
+        assert_eq!(split("span-disk://b/d"), Some((&b"b"[..], &b"/d"[..])));
         assert_eq!(split("/span://b"), None);
         assert_eq!(split("span:/b"), None);
     }
@@ -507,6 +539,27 @@ mod tests {
         );
         let target = Target::among(&roots, &at(&place, "out/here/inside/file")).unwrap();
         assert!(target.open(libc::O_RDONLY, 0).is_ok());
+    }
+
+    #[test]
+    fn a_disk_is_any_file_where_nothing_confines() {
+        let (place, mut roots) = place();
+        let (here, beside) = (place.path().join("out/here"), place.path().join("beside"));
+        symlink(beside.join("secret"), here.join("disk")).unwrap();
+        let path = at(&place, "out/here/disk");
+        let open = |roots: &[Root]| {
+            let target = Target::among(roots, &path).unwrap();
+            (target.open(libc::O_RDWR, 0), target.itself())
+        };
+        let confined = open(&roots);
+        assert_eq!(confined.0.unwrap_err(), libc::ELOOP);
+        roots.iter_mut().for_each(|root| root.confines = false);
+        let secret = fs::metadata(beside.join("secret")).unwrap().ino();
+        let (file, itself) = open(&roots);
+        assert_eq!(
+            [inode(&file.unwrap()), inode(&itself.unwrap())],
+            [secret; 2]
+        );
     }
 
     #[test]
