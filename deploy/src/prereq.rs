@@ -56,6 +56,8 @@ pub(crate) const BUILD: &[Need] = &[
 
 /// What whole-system tests run inside guests, and on the host beside them.
 pub(crate) const TEST: &[Need] = &[
+    program("debugfs", "e2fsprogs"),
+    program("fio", "fio"),
     program("ip", "iproute2"),
     program("java", "default-jdk-headless"),
     program("javac", "default-jdk-headless"),
@@ -64,6 +66,7 @@ pub(crate) const TEST: &[Need] = &[
     program("python3", "python3"),
     program("slirp4netns", "slirp4netns"),
     program("stress-ng", "stress-ng"),
+    program("uml_moo", "uml-utilities"),
     Need {
         kind: Kind::PythonTests,
         package: "libpython3-testsuite",

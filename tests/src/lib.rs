@@ -16,6 +16,7 @@
 
 mod leftovers;
 mod long;
+mod management;
 mod netns;
 mod process;
 mod product;
@@ -27,6 +28,7 @@ mod world;
 
 pub use leftovers::{Process, descendants, processes_with};
 pub use long::number;
+pub use management::Management;
 pub use netns::{Host, Network, restrict};
 pub use process::{Outcome, Spawned, wait_until};
 pub use product::{
@@ -34,7 +36,7 @@ pub use product::{
 };
 pub use status::{Counters, Faults, Node, Status};
 pub use up::{Detached, Guest, Running, Up, text};
-pub use upstream::upstream;
+pub use upstream::{upstream, upstream_with};
 pub use world::{Owner, PATH, World};
 
 /// Longest wait for a guest to boot and run something short, in seconds. Boots take one second on an

@@ -13,6 +13,18 @@ pub fn upstream(
     memory_mib: usize,
     argv: &[&str],
 ) -> Command {
+    upstream_with(world, kernel, cpus, memory_mib, &[], argv)
+}
+
+/// The same with more arguments for the kernel.
+pub fn upstream_with(
+    world: &World,
+    kernel: &Path,
+    cpus: usize,
+    memory_mib: usize,
+    arguments: &[&str],
+    argv: &[&str],
+) -> Command {
     let mut command = Command::new(kernel);
     world.surround(&mut command);
     command
@@ -22,6 +34,7 @@ pub fn upstream(
         .args(["root=none", "rootfstype=hostfs", "rootflags=/", "rw"])
         .args(["con=null", "con0=null,fd:1"])
         .arg(format!("uml_dir={}", world.path("work").display()))
+        .args(arguments)
         .arg(format!("init={}", argv[0]))
         .arg("--")
         .args(&argv[1..]);
