@@ -13,6 +13,7 @@
  *                                            calls from CPU 0 to CPU 1, and a spinlock that both want
  *     gauge board KHZ PAGES                  writes to every other page of what another CPU's node has
  *     gauge hostfs KHZ FILES MIB DIRECTORY   files of a directory of the host's, mounted
+ *     gauge ubd KHZ MIB READS                the first disk
  *     gauge memory KHZ ROUNDS [apart]        a page between two processes, by shared memory and futex
  *     gauge socket KHZ ROUNDS [apart]        the same by a unix socket
  *
@@ -24,7 +25,7 @@
  *     ? begin NAME, ? end NAME points to look at counters: goes on when there is a line on stdin
  *     ! up, ! end              the first and the last line
  *
- * Its parts are compiled as one file: common.c, floors.c, kernel.c, hostfs.c, this one.
+ * Its parts are compiled as one file: common.c, floors.c, kernel.c, hostfs.c, ubd.c, this one.
  */
 /* One node */
 
@@ -399,6 +400,8 @@ static int run(int argc, char **argv)
 		kernel(n[1], n[2], path, marks);
 	else if (is(what, "hostfs") && count == 3 && path)
 		hostfs(n[1], n[2], path);
+	else if (is(what, "ubd") && count == 3)
+		ubd(n[1], n[2]);
 	else if (is(what, "memory") && count == 2)
 		floor_memory(n[1], apart);
 	else if (is(what, "socket") && count == 2)

@@ -69,6 +69,8 @@ enum Group {
     Engines,
     /// What slow links cost, against what they are to cost
     Links,
+    /// A disk that is a file of the host's
+    Ubd,
 }
 
 impl Group {
@@ -84,6 +86,7 @@ impl Group {
             Self::Hostfs => measure::hostfs::measure(setting),
             Self::Engines => measure::engines::measure(setting),
             Self::Links => measure::links::measure(setting),
+            Self::Ubd => measure::ubd::measure(setting),
         }
     }
 }

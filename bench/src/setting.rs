@@ -19,6 +19,7 @@ const GAUGE: &str = concat!(
     include_str!("../programs/floors.c"),
     include_str!("../programs/kernel.c"),
     include_str!("../programs/hostfs.c"),
+    include_str!("../programs/ubd.c"),
     include_str!("../programs/gauge.c"),
 );
 
@@ -50,6 +51,8 @@ pub(crate) struct Effort {
     pub(crate) hostfs: (u32, u32),
     /// Pages that two nodes have in turns.
     pub(crate) board: u32,
+    /// MiB of a disk, and reads of a page of it.
+    pub(crate) ubd: (u32, u32),
 }
 
 impl Effort {
@@ -67,6 +70,7 @@ impl Effort {
         rest_s: 30,
         hostfs: (10_000, 256),
         board: 80_000,
+        ubd: (256, 10_000),
     };
     pub(crate) const QUICK: Self = Self {
         repetitions: 2,
@@ -82,6 +86,7 @@ impl Effort {
         rest_s: 10,
         hostfs: (2000, 64),
         board: 8000,
+        ubd: (64, 2000),
     };
 }
 
@@ -188,6 +193,20 @@ impl Setting {
         )
     }
 
+    /// The same on one CPU with a disk.
+    pub(crate) fn upstream_with_disk(
+        &self,
+        image: &str,
+        memory_mib: usize,
+        arguments: &[&str],
+    ) -> Result<Outcome> {
+        let (argv, disk) = (self.argv(arguments), format!("ubd0={image}"));
+        let (world, kernel) = (&self.world, &self.upstream);
+        let command = span_tests::upstream_with(world, kernel, 1, memory_mib, &[&disk], &argv);
+        let title = format!("gauge {} in upstream's kernel", arguments[0]);
+        Gauge::run(&title, command)
+    }
+
     /// A module of Span's kernel where guests find it: a product may lie in /tmp, of which a guest has
     /// its own.
     pub(crate) fn module(&self, name: &str) -> Result<String> {
@@ -225,6 +244,20 @@ impl Setting {
     pub(crate) fn span_exporting(&self, directory: &str, arguments: &[&str]) -> Result<Outcome> {
         let mount = format!("{directory}=/media");
         self.span_with(&["--hostfs", &mount], "a", arguments)
+    }
+
+    /// The gauge on one node with a disk.
+    pub(crate) fn span_with_disk(&self, image: &str, arguments: &[&str]) -> Result<Outcome> {
+        self.span_with(&["--ubd", image], "a", arguments)
+    }
+
+    /// Makes a file for a disk of both sides, with all its space.
+    pub(crate) fn image(&self, name: &str, mib: u32) -> Result<String> {
+        let path = self.world.path("work").join(name);
+        let contents = vec![1; (mib as usize) << 20];
+        std::fs::write(&path, contents)
+            .map_err(|error| Error::Failed(format!("{}: {error}", path.display())))?;
+        Ok(path.display().to_string())
     }
 
     /// Makes a directory for files of both sides.

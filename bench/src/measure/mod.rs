@@ -10,5 +10,6 @@ pub(crate) mod profile;
 pub(crate) mod remote;
 pub(crate) mod rest;
 pub(crate) mod single;
+pub(crate) mod ubd;
 
 const UPSTREAM: &str = "upstream";
