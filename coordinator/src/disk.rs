@@ -49,7 +49,7 @@ impl Disk {
         let file = OsStr::from_bytes(parts.next().unwrap_or_default());
         let (node, file) = options::of_node(file, names)?;
         let mut disk = Self::root(node, file.to_path_buf());
-        let mut once = |flag: &mut bool| !std::mem::replace(flag, true);
+        let once = |flag: &mut bool| !std::mem::replace(flag, true);
         for part in parts {
             let new = match (part, part.strip_prefix(b"cow=")) {
                 (_, Some(cow)) => disk.cow.replace(OsStr::from_bytes(cow).into()).is_none(),
