@@ -241,8 +241,11 @@ pub(crate) struct UpOptions {
     #[arg(long, value_name = "[NODE:]FILE[,cow=FILE][,ro][,sync][,shared]")]
     pub(crate) ubd: Vec<OsString>,
     /// Network device of the guest, vec0 and so on; its other end is on the first node, or on NODE. user:
-    /// what this user may reach; tap: an interface of the node's host
-    #[arg(long, value_name = "[NODE:]user[,hostfwd=…]|[NODE:]tap:NAME")]
+    /// what this user may reach; tap: an interface of the node's host; switch: other guests
+    #[arg(
+        long,
+        value_name = "[NODE:]user[,hostfwd=…]|[NODE:]tap:NAME|[NODE:]switch:NAME"
+    )]
     pub(crate) net: Vec<String>,
     /// Kernel to run [default: `linux` beside this program]
     #[arg(long, value_name = "FILE")]

@@ -3,11 +3,15 @@
 use crate::failure::Failure;
 use span_api::guest::{NET_DEVICES_MAX, NET_FD_FIRST, descriptor_handle};
 use span_api::link::{Forward, Network, NetworkKind, Protocol, UserAddresses};
+use span_api::switch;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// Longest frames between a guest and the helper behind it. Each costs the same handful of host calls
 /// and wake-ups, whatever its length; the pages of one this long are found in memory that is in use.
 const USER_MTU: u16 = 16_000;
+
+/// The same between guests.
+const SWITCH_MTU: u16 = 16_000;
 
 /// What a real network takes. Longer data is cut by the host, which knows where it goes.
 const TAP_MTU: u16 = 1500;
@@ -15,8 +19,8 @@ const TAP_MTU: u16 = 1500;
 /// `IFNAMSIZ` of the host, without its NUL.
 const INTERFACE_BYTES_MAX: usize = 15;
 
-const ALLOWED: &str = "allowed are [NODE:]user[,hostfwd=tcp|udp:[ADDRESS]:PORT-:PORT]… and \
-                       [NODE:]tap:INTERFACE";
+const ALLOWED: &str = "allowed are [NODE:]user[,hostfwd=tcp|udp:[ADDRESS]:PORT-:PORT]…, \
+                       [NODE:]tap:INTERFACE and [NODE:]switch:NAME";
 
 /// The devices, each with the node that has its other end.
 #[derive(Debug, Default)]
@@ -70,6 +74,9 @@ impl Networks {
                 NetworkKind::Tap { .. } => arguments.push(format!(
                     "vec{unit}:transport=tap,fd={fd},mtu={TAP_MTU},gro=1"
                 )),
+                NetworkKind::Switch { .. } => {
+                    arguments.push(format!("vec{unit}:transport=fd,fd={fd},mtu={SWITCH_MTU}"));
+                }
             }
         }
         arguments.into_iter().map(String::into_bytes).collect()
@@ -117,7 +124,10 @@ fn place<'v>(value: &'v str, nodes: &[String]) -> Result<(usize, &'v str), Strin
 }
 
 fn is_kind(text: &str) -> bool {
-    text == "user" || text.starts_with("user,") || text.starts_with("tap:")
+    text == "user"
+        || text.starts_with("user,")
+        || text.starts_with("tap:")
+        || text.starts_with("switch:")
 }
 
 fn kind(text: &str, users: u8) -> Result<NetworkKind, String> {
@@ -131,6 +141,15 @@ fn kind(text: &str, users: u8) -> Result<NetworkKind, String> {
             ));
         }
         return Ok(NetworkKind::Tap { name: name.into() });
+    }
+    if let Some(name) = text.strip_prefix("switch:") {
+        if !switch::is_name(name) {
+            return Err(format!(
+                "a switch has a name of 1 to {} of the characters a-z A-Z 0-9 _ -",
+                switch::NAME_BYTES_MAX
+            ));
+        }
+        return Ok(NetworkKind::Switch { name: name.into() });
     }
     let mut items = text.split(',');
     if items.next() != Some("user") {
@@ -196,8 +215,9 @@ pub(crate) fn instead_of_eth(value: &str) -> &'static str {
     match value.split(',').next().unwrap_or_default() {
         "slirp" => "use --net user",
         "tuntap" | "ethertap" | "slip" => "use --net tap:INTERFACE",
-        "daemon" | "vde" => "use --append vecN:transport=vde,vnl=…",
-        "mcast" | "pcap" => "use --append vecN:transport=raw,ifname=…",
+        "daemon" | "mcast" => "use --net switch:NAME",
+        "vde" => "use --append vecN:transport=vde,vnl=…",
+        "pcap" => "use --append vecN:transport=raw,ifname=…",
         _ => "use --net user, --net tap:INTERFACE, or --append vecN:transport=…",
     }
 }
@@ -307,6 +327,10 @@ mod tests {
             ("tap:a/b", "1 to 15 characters"),
             ("tap:a%d", "1 to 15 characters"),
             ("tap:a b", "1 to 15 characters"),
+            ("switch", "allowed are"),
+            ("switch:", "1 to 32 of the characters"),
+            ("b:switch:a,b", "1 to 32 of the characters"),
+            ("d:switch:a", "no node \"d\""),
             ("tap\u{1b}[2J", "allowed are"),
         ] {
             let line = line(&[value]);
@@ -315,6 +339,8 @@ mod tests {
         }
         assert!(line(&["tap:x", "a:tap:x"]).contains("twice"));
         assert!(networks(&["tap:x", "b:tap:x"]).is_ok());
+        // Two devices on one switch are two.
+        assert!(networks(&["switch:x", "switch:x"]).is_ok());
         assert!(line(&["user"; 9]).contains("at most 8"));
     }
 
@@ -332,7 +358,8 @@ mod tests {
     fn what_is_gone_has_something_instead() {
         assert!(instead_of_eth("tuntap,,,192.168.0.254").contains("--net tap:"));
         assert!(instead_of_eth("slirp,,/usr/bin/slirp").contains("--net user"));
-        assert!(instead_of_eth("daemon").contains("transport=vde"));
+        assert!(instead_of_eth("daemon").contains("--net switch:"));
+        assert!(instead_of_eth("vde").contains("transport=vde"));
         assert!(instead_of_eth("").contains("--net user"));
     }
 }

@@ -557,7 +557,7 @@ mod tests {
             ("quiet ncpus=3", "--cpus"),
             ("span.root=host", "set by Span"),
             ("eth0=tuntap,,,", "use --net tap:"),
-            ("eth1=daemon", "transport=vde"),
+            ("eth1=daemon", "--net switch:"),
             ("eth0=x", "--net user"),
             ("a\u{7}b", "control"),
             ("con1=xterm", "use tty:PATH"),

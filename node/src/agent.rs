@@ -40,6 +40,7 @@ pub(crate) async fn run(link_fd: RawFd, session_fd: Option<RawFd>) -> Result<(),
         cache: None,
         work: None,
         exports: None,
+        switches: None,
         stopping,
     };
     let outcome = supervise::run(link, host).await;

@@ -46,6 +46,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
+/// What a peer said, fit to be shown on one line.
+pub(crate) fn shown(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
 pub(crate) type Sender = mpsc::Sender<FromAgent>;
 
 #[derive(Debug)]

@@ -19,6 +19,7 @@ mod network;
 mod process;
 mod serve;
 mod supervise;
+mod switch;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -53,6 +54,14 @@ enum Command {
         link_fd: i32,
         #[arg(long)]
         run_directory: PathBuf,
+    },
+    /// Switch frames between guests of this user, as long as there are any
+    #[command(hide = true)]
+    Switch {
+        name: String,
+        /// Inherited socket at which agents connect
+        #[arg(long)]
+        listen_fd: i32,
     },
 }
 
@@ -100,6 +109,7 @@ fn main() -> ExitCode {
                 link_fd,
                 run_directory,
             } => agent::janitor(link_fd, &run_directory).await,
+            Command::Switch { name, listen_fd } => switch::process::run(&name, listen_fd).await,
         }
     });
     // Reading threads of the runtime may still be blocked; nothing is left for them to do.

@@ -6,12 +6,16 @@
 //! other one there is, wants namespaces and speaks a stream, for which somebody would have to copy
 //! every frame once more.
 //!
+//! A device on a switch is a port of it ([`crate::switch`]).
+//!
 //! A helper ends with the guest process, however that ends: it watches a pipe whose other end that process
 //! holds. Until there is one, it ends with this process.
 #![allow(unsafe_code)]
 
 use crate::link::Sender;
 use crate::process::inherit;
+use crate::switch::peers::Switches;
+use crate::switch::process::{self, Membership};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
@@ -48,7 +52,14 @@ const CONTROL: &str = "net-control";
 #[derive(Debug, Default)]
 pub(crate) struct Networks {
     devices: Vec<Device>,
+    behind: Behind,
+}
+
+/// What has to be gone when the guest process is.
+#[derive(Debug, Default)]
+pub(crate) struct Behind {
     helpers: Vec<Helper>,
+    memberships: Vec<Membership>,
 }
 
 #[derive(Debug)]
@@ -66,6 +77,7 @@ impl Networks {
         directory: &Path,
         log: &PipeWriter,
         sender: &Sender,
+        switches: Option<&Switches>,
     ) -> Result<Self, String> {
         let mut networks = Self::default();
         for Network { unit, kind } in wanted {
@@ -84,7 +96,7 @@ impl Networks {
                         .start(directory, log, sender)
                         .await
                         .map_err(|line| format!("--net user: {line}"))?;
-                    networks.helpers.push(helper);
+                    networks.behind.helpers.push(helper);
                     networks.devices.push(Device {
                         unit,
                         frames,
@@ -97,6 +109,20 @@ impl Networks {
                         .map_err(|error| format!("--net tap:{name} cannot be opened: {error}"))?,
                     kept: None,
                 }),
+                NetworkKind::Switch { name } => {
+                    let joined = match switches {
+                        Some(switches) => switches.join(&name, unit, sender),
+                        None => process::join(&name, unit, sender).await,
+                    };
+                    let (frames, membership) =
+                        joined.map_err(|line| format!("--net switch:{name}: {line}"))?;
+                    networks.behind.memberships.push(membership);
+                    networks.devices.push(Device {
+                        unit,
+                        frames,
+                        kept: None,
+                    });
+                }
             }
         }
         Ok(networks)
@@ -125,21 +151,33 @@ impl Networks {
     }
 
     /// Lets go of what the guest process has inherited.
-    pub(crate) fn into_helpers(self) -> Vec<Helper> {
-        self.helpers
+    pub(crate) fn into_behind(self) -> Behind {
+        self.behind
+    }
+}
+
+impl Behind {
+    /// To be called when the guest process is gone.
+    pub(crate) async fn end(self) {
+        for helper in self.helpers {
+            helper.end().await;
+        }
+        for membership in self.memberships {
+            membership.end().await;
+        }
     }
 }
 
 /// A running helper.
 #[derive(Debug)]
-pub(crate) struct Helper {
+struct Helper {
     /// Dropped to have it ended.
     keep: oneshot::Sender<()>,
     watch: JoinHandle<()>,
 }
 
 impl Helper {
-    pub(crate) async fn end(self) {
+    async fn end(self) {
         drop(self.keep);
         let _ = self.watch.await;
     }

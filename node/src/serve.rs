@@ -1,7 +1,8 @@
 //! The daemon: conversations with coordinators elsewhere, over QUIC.
 //!
-//! A connection has two streams, each beginning with a byte that says which: the link, on which both
-//! sides first prove that they know the token, and, for the first node of a guest, the session. What a
+//! A connection of a coordinator has two streams, each beginning with a byte that says which: the link, on which
+//! both sides first prove that they know the token, and, for the first node of a guest, the session. That of
+//! another daemon has one, for frames between switches ([`crate::switch`]). What a
 //! peer does wrong ends its connection and is logged; guests of other connections are not touched.
 
 use crate::Failure;
@@ -10,12 +11,13 @@ use crate::directory::{LockedDirectory, remove_abandoned};
 use crate::link::{Link, chain};
 use crate::process::adopt_orphans;
 use crate::supervise::{self, Host, Outcome, Over, Session};
+use crate::switch::peers::{self, Linker, Switches};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig, VarInt};
 use span_api::auth::{PROOF_BYTES, Role, Token};
 use span_api::guest::Export;
 use span_api::link::{
     CLOSE_BUSY, CLOSE_DONE, CLOSE_PROTOCOL, CLOSE_STOPPING, CLOSE_TOKEN, Hello, STREAM_LINK,
-    STREAM_SESSION,
+    STREAM_SESSION, STREAM_SWITCH,
 };
 use span_api::tls::Identity;
 use std::ffi::{OsStr, OsString};
@@ -60,6 +62,25 @@ pub(crate) struct Options {
     /// Directory that guests may mount; as often as wanted [default: none]
     #[arg(long, value_name = "DIR[,ro]")]
     export: Vec<OsString>,
+    /// Another daemon with the same token, as HOST:PORT, with which this one has its guests' switches in common;
+    /// as often as wanted. One side of two is enough
+    #[arg(long, value_name = "ADDR")]
+    switch_peer: Vec<String>,
+}
+
+/// One `--switch-peer`.
+fn check_peer(value: &str) -> Result<(), Failure> {
+    let valid = value.rsplit_once(':').is_some_and(|(host, port)| {
+        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+        let host = !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic());
+        host && digits && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    match valid {
+        true => Ok(()),
+        false => Err(Failure::usage(format!(
+            "--switch-peer {value:?}: must be HOST:PORT with a port from 1 to 65535"
+        ))),
+    }
 }
 
 /// One `--export`.
@@ -118,6 +139,7 @@ struct Daemon {
     cache: Cache,
     work: LockedDirectory,
     exports: Vec<Export>,
+    switches: Switches,
     stopping: watch::Receiver<bool>,
 }
 
@@ -138,6 +160,10 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
         ))
     })?;
     let exports = exports(&options.export)?;
+    options
+        .switch_peer
+        .iter()
+        .try_for_each(|peer| check_peer(peer))?;
     let state = state_directory(options.state_dir)?;
     let failed = |error: &dyn std::fmt::Display| {
         Failure::failed(format!("{} cannot be used: {error}", state.display()))
@@ -166,6 +192,13 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     println!("listening on {address}");
     tracing::info!("listening on {address}");
 
+    let switches = Switches::new().map_err(|error| failed(&error))?;
+    let linker = Rc::new(Linker {
+        switches: switches.clone(),
+        identity: Identity::coordinator()
+            .map_err(|error| Failure::failed(format!("no certificate can be made: {error}")))?,
+        token: token.clone(),
+    });
     let (stop, stopping) = watch::channel(false);
     let daemon = Rc::new(Daemon {
         identity,
@@ -173,11 +206,17 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
         cache,
         work,
         exports,
-        stopping,
+        switches,
+        stopping: stopping.clone(),
     });
     LocalSet::new()
         .run_until(async {
             let mut connections = JoinSet::new();
+            let mut links = JoinSet::new();
+            for peer in options.switch_peer {
+                let (linker, stopping) = (linker.clone(), stopping.clone());
+                links.spawn_local(async move { linker.keep(&peer, stopping).await });
+            }
             loop {
                 tokio::select! {
                     incoming = endpoint.accept() => match incoming {
@@ -191,7 +230,10 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
             }
             tracing::info!("stopping");
             let _ = stop.send(true);
-            let all = async { while connections.join_next().await.is_some() {} };
+            let all = async {
+                while connections.join_next().await.is_some() {}
+                while links.join_next().await.is_some() {}
+            };
             let _ = timeout(Duration::from_millis(STOP_MS_MAX), all).await;
         })
         .await;
@@ -235,8 +277,8 @@ async fn serve(connection: Connection, peer: SocketAddr, daemon: &Daemon) {
         Duration::from_millis(PROOF_MS_MAX),
         admit(&connection, daemon),
     );
-    let (writer, reader) = match admitted.await.unwrap_or(Err(Refused::Late)) {
-        Ok(streams) => streams,
+    let (kind, writer, reader) = match admitted.await.unwrap_or(Err(Refused::Late)) {
+        Ok(admitted) => admitted,
         Err(refused) => {
             tracing::warn!("{peer}: dropped: {refused}");
             let code = match refused {
@@ -247,6 +289,10 @@ async fn serve(connection: Connection, peer: SocketAddr, daemon: &Daemon) {
             return;
         }
     };
+    if kind == STREAM_SWITCH {
+        let stopping = daemon.stopping.clone();
+        return peers::serve(&daemon.switches, &connection, reader, writer, stopping).await;
+    }
     tracing::info!("{peer}: connected");
     let hello = Hello::new(connection.local_ip().map(|address| address.to_canonical()));
     let link = match Link::open(reader, writer, hello, true).await {
@@ -273,7 +319,7 @@ async fn serve(connection: Connection, peer: SocketAddr, daemon: &Daemon) {
 async fn admit(
     connection: &Connection,
     daemon: &Daemon,
-) -> Result<(SendStream, RecvStream), Refused> {
+) -> Result<(u8, SendStream, RecvStream), Refused> {
     let protocol = |error: &dyn std::fmt::Display| Refused::Protocol(error.to_string());
     let binding = daemon
         .identity
@@ -288,9 +334,9 @@ async fn admit(
         .read_exact(&mut first)
         .await
         .map_err(|error| protocol(&error))?;
-    let (kind, proof) = first.split_at(1);
-    let proof = proof.try_into().map_err(|_| Refused::Token)?;
-    if kind != [STREAM_LINK] || !daemon.token.accepts(Role::Coordinator, &binding, proof) {
+    let [kind, proof @ ..] = &first;
+    let known = [STREAM_LINK, STREAM_SWITCH].contains(kind);
+    if !known || !daemon.token.accepts(Role::Coordinator, &binding, proof) {
         return Err(Refused::Token);
     }
     let proof = daemon.token.proof(Role::Daemon, &binding);
@@ -298,7 +344,7 @@ async fn admit(
         .write_all(&proof)
         .await
         .map_err(|error| protocol(&error))?;
-    Ok((writer, reader))
+    Ok((*kind, writer, reader))
 }
 
 async fn converse(connection: &Connection, link: Link, daemon: &Daemon) -> Outcome {
@@ -319,6 +365,7 @@ async fn converse(connection: &Connection, link: Link, daemon: &Daemon) -> Outco
         cache: Some(daemon.cache.clone()),
         work: Some(work.path().to_path_buf()),
         exports: Some(daemon.exports.clone()),
+        switches: Some(daemon.switches.clone()),
         stopping: daemon.stopping.clone(),
     };
     let outcome = supervise::run(link, host).await;

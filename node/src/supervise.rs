@@ -9,8 +9,9 @@
 use crate::artefacts::{Artefacts, Cache};
 use crate::directory::Directory;
 use crate::link::{Link, Sender, chain};
-use crate::network::{Helper, Networks};
+use crate::network::{Behind, Networks};
 use crate::process::{Change, Process, Start};
+use crate::switch::peers::Switches;
 use span_api::codec;
 use span_api::guest::{Export, FromGuest, Setup, ToGuest};
 use span_api::link::{CHUNK_BYTES_MAX, FromAgent, Hello, Spawn, ToAgent};
@@ -58,6 +59,8 @@ pub(crate) struct Host {
     pub(crate) work: Option<PathBuf>,
     /// What a guest may mount of this host, for a daemon; a local agent leaves it to its coordinator.
     pub(crate) exports: Option<Vec<Export>>,
+    /// The switches of a daemon; those of local agents are processes.
+    pub(crate) switches: Option<Switches>,
     /// Becomes true when this process was asked to stop.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -198,7 +201,7 @@ struct Guest {
     /// Dropped to have the process ended.
     keep: oneshot::Sender<()>,
     supervisor: JoinHandle<()>,
-    helpers: Vec<Helper>,
+    behind: Behind,
     _directory: Directory,
 }
 
@@ -250,8 +253,14 @@ impl Guest {
         let (log_reader, log_writer) = std::io::pipe().map_err(setup)?;
         let log = pipe::Receiver::from_owned_fd(log_reader.into()).map_err(setup)?;
 
-        let networks =
-            Networks::open(spawn.networks, directory.path(), &log_writer, &sender).await?;
+        let networks = Networks::open(
+            spawn.networks,
+            directory.path(),
+            &log_writer,
+            &sender,
+            host.switches.as_ref(),
+        )
+        .await?;
         let process = Process::start(Start {
             program: &files.linux,
             arguments: &arguments,
@@ -291,7 +300,7 @@ impl Guest {
             messages,
             keep,
             supervisor,
-            helpers: networks.into_helpers(),
+            behind: networks.into_behind(),
             _directory: directory,
         })
     }
@@ -309,9 +318,7 @@ impl Guest {
     async fn end(self) {
         drop(self.keep);
         let _ = self.supervisor.await;
-        for helper in self.helpers {
-            helper.end().await;
-        }
+        self.behind.end().await;
     }
 }
 

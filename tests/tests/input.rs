@@ -78,7 +78,7 @@ fn options_that_cannot_be_used() {
         ),
         (
             three().append("eth0=daemon"),
-            &["--append", "eth0", "transport=vde"],
+            &["--append", "eth0", "--net switch:"],
         ),
         (three().option("--no-such-option"), &["--no-such-option"]),
         (

@@ -39,6 +39,7 @@ pub const BUILD_ID: &str = env!("SPAN_API_BUILD_ID");
 /// First byte of each stream of a QUIC connection: what the stream is for.
 pub const STREAM_LINK: u8 = 0;
 pub const STREAM_SESSION: u8 = 1;
+pub const STREAM_SWITCH: u8 = 2;
 
 /// Codes with which a daemon closes a connection.
 pub const CLOSE_DONE: u32 = 0;
@@ -177,6 +178,9 @@ pub enum NetworkKind {
     },
     /// A tap interface of the node's host.
     Tap { name: String },
+    /// Other devices of the switch of this name: of this user's guests on the node's machine; of its daemon's,
+    /// and of those that it is linked with.
+    Switch { name: String },
 }
 
 /// Addresses of the network between a guest and its helper, a /24. The helper gives the device
