@@ -14,6 +14,7 @@
  *     gauge board KHZ PAGES                  writes to every other page of what another CPU's node has
  *     gauge hostfs KHZ FILES MIB DIRECTORY   files of a directory of the host's, mounted
  *     gauge ubd KHZ MIB READS                the first disk
+ *     gauge net KHZ PORT MIB                 a stream from and to the host
  *     gauge memory KHZ ROUNDS [apart]        a page between two processes, by shared memory and futex
  *     gauge socket KHZ ROUNDS [apart]        the same by a unix socket
  *
@@ -25,7 +26,7 @@
  *     ? begin NAME, ? end NAME points to look at counters: goes on when there is a line on stdin
  *     ! up, ! end              the first and the last line
  *
- * Its parts are compiled as one file: common.c, floors.c, kernel.c, hostfs.c, ubd.c, this one.
+ * Its parts are compiled as one file: common.c, floors.c, kernel.c, hostfs.c, ubd.c, net.c, this one.
  */
 /* One node */
 
@@ -402,6 +403,8 @@ static int run(int argc, char **argv)
 		hostfs(n[1], n[2], path);
 	else if (is(what, "ubd") && count == 3)
 		ubd(n[1], n[2]);
+	else if (is(what, "net") && count == 3)
+		net(n[1], n[2]);
 	else if (is(what, "memory") && count == 2)
 		floor_memory(n[1], apart);
 	else if (is(what, "socket") && count == 2)

@@ -71,6 +71,8 @@ enum Group {
     Links,
     /// A disk that is a file of the host's
     Ubd,
+    /// A stream from and to the host
+    Net,
 }
 
 impl Group {
@@ -87,6 +89,7 @@ impl Group {
             Self::Engines => measure::engines::measure(setting),
             Self::Links => measure::links::measure(setting),
             Self::Ubd => measure::ubd::measure(setting),
+            Self::Net => measure::net::measure(setting),
         }
     }
 }

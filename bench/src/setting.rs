@@ -4,8 +4,9 @@ use crate::error::{Error, Result};
 use crate::gauge::{Gauge, Outcome};
 use crate::interrupt;
 use span_tests::{Status, Up, World};
+use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Memory of each node; upstream has what the nodes have together.
@@ -20,6 +21,7 @@ const GAUGE: &str = concat!(
     include_str!("../programs/kernel.c"),
     include_str!("../programs/hostfs.c"),
     include_str!("../programs/ubd.c"),
+    include_str!("../programs/net.c"),
     include_str!("../programs/gauge.c"),
 );
 
@@ -53,6 +55,8 @@ pub(crate) struct Effort {
     pub(crate) board: u32,
     /// MiB of a disk, and reads of a page of it.
     pub(crate) ubd: (u32, u32),
+    /// MiB of a stream in either direction.
+    pub(crate) net: u32,
 }
 
 impl Effort {
@@ -71,6 +75,7 @@ impl Effort {
         hostfs: (10_000, 256),
         board: 80_000,
         ubd: (256, 10_000),
+        net: 128,
     };
     pub(crate) const QUICK: Self = Self {
         repetitions: 2,
@@ -87,6 +92,7 @@ impl Effort {
         hostfs: (2000, 64),
         board: 8000,
         ubd: (64, 2000),
+        net: 32,
     };
 }
 
@@ -205,6 +211,32 @@ impl Setting {
         let command = span_tests::upstream_with(world, kernel, 1, memory_mib, &[&disk], &argv);
         let title = format!("gauge {} in upstream's kernel", arguments[0]);
         Gauge::run(&title, command)
+    }
+
+    /// The gauge as the first process of upstream's kernel, whose device is that of a helper as `--net user` starts it.
+    pub(crate) fn upstream_networked(&self, arguments: &[&str]) -> Result<Outcome> {
+        let (helper, socket) = Helper::start(&self.world)?;
+        let device = format!(
+            "vec0:transport=bess,dst={},mtu={HELPER_MTU}",
+            socket.display()
+        );
+        let argv = self.argv(arguments);
+        let (world, kernel) = (&self.world, &self.upstream);
+        let command =
+            span_tests::upstream_with(world, kernel, 1, NODE_MEMORY_MIB, &[&device], &argv);
+        let title = format!("gauge {} in upstream's kernel", arguments[0]);
+        let outcome = Gauge::run(&title, command);
+        drop(helper);
+        outcome
+    }
+
+    /// The gauge as the command of a guest of Span's, on one node with a network.
+    pub(crate) fn span_networked(&self, arguments: &[&str]) -> Result<Outcome> {
+        let up = self.span_up("a", 1).options(&["--net", "user"]);
+        Gauge::run(
+            &self.span_title(arguments),
+            up.command(&self.argv(arguments)),
+        )
     }
 
     /// A module of Span's kernel where guests find it: a product may lie in /tmp, of which a guest has
@@ -345,6 +377,47 @@ impl Setting {
             let said = String::from_utf8_lossy(&out.stderr);
             Error::Failed(format!("coordinator status: {error}: {}", said.trim()))
         })
+    }
+}
+
+/// What the frames of `--net user` are.
+const HELPER_MTU: &str = "16000";
+
+/// Longest wait for a helper to listen.
+const HELPER_MAX: Duration = Duration::from_secs(5);
+
+/// A helper for upstream's kernel; ended when dropped.
+struct Helper(Child);
+
+impl Helper {
+    fn start(world: &World) -> Result<(Self, PathBuf)> {
+        let failed = |error: std::io::Error| match error.kind() {
+            ErrorKind::NotFound => Error::Missing("slirp4netns is not installed".into()),
+            _ => Error::Failed(format!("slirp4netns: {error}")),
+        };
+        let socket = world.path("work").join("frames");
+        let _ = std::fs::remove_file(&socket);
+        let mut command = Command::new("slirp4netns");
+        world.surround(&mut command);
+        command
+            .arg("--target-type=bess")
+            .arg(&socket)
+            .args(["--cidr=10.0.2.0/24", "--mtu", HELPER_MTU])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let helper = Self(command.spawn().map_err(failed)?);
+        if !span_tests::wait_until(HELPER_MAX, || socket.exists()) {
+            return Err(Error::Failed("slirp4netns does not listen".into()));
+        }
+        Ok((helper, socket))
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod engines;
 pub(crate) mod hostfs;
 pub(crate) mod kernel;
 pub(crate) mod links;
+pub(crate) mod net;
 pub(crate) mod profile;
 pub(crate) mod remote;
 pub(crate) mod rest;
