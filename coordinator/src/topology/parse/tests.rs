@@ -157,7 +157,7 @@ fn nodes_that_cannot_be_are_refused() {
         (node("numa = [{ cpus = \"0-x\" }]"), "3:18", "0-3,7"),
         (
             node("numa = [{ cpus = \"0\" }, { cpus = \"0\" }]"),
-            "3:33",
+            "3:34",
             "two NUMA nodes",
         ),
         (node("numa = [{}]"), "3:9", "or both"),
