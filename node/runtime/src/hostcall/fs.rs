@@ -292,7 +292,7 @@ pub(super) extern "C" fn __wrap_statx(
     mask: c_uint,
     to: *mut libc::statx,
 ) -> c_int {
-    let Some(env) = env::for_path(path) else {
+    let Some(env) = env::for_path(path).or_else(|| env::for_fd(fd)) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::statx(fd, path, flags, mask, to) };
     };
@@ -353,7 +353,7 @@ fn put_times(job: &mut Job, times: *const timeval) -> bool {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_futimes(fd: c_int, times: *const timeval) -> c_int {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_fd(fd) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::futimes(fd, times) };
     };

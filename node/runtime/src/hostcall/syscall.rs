@@ -25,6 +25,7 @@ pub(super) extern "C" fn __wrap_syscall(
 ) -> c_long {
     let env = match number {
         libc::SYS_renameat2 => env::for_path(ptr(b)),
+        libc::SYS_getdents64 => env::for_fd(a as c_int),
         _ => env::active(),
     };
     let Some(env) = env else {

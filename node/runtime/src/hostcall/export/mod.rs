@@ -3,28 +3,34 @@
 //! hostfs names what it works on as `span://NODE/directory/file`; without a name it is the first node. The call is
 //! executed on that node ([`owner`]), beneath one of the directories that the node exports ([`set_up`]). What the
 //! guest says of a path is never taken for true: each call resolves it anew, from the exported directory's own
-//! descriptor, by openat2(2) with `RESOLVE_BENEATH`. So neither `..`, nor a symbolic link, nor a directory that is
-//! renamed at the same time leads out. The guest follows symbolic links itself, in its own name space; here the last
-//! part of a path is never followed.
+//! descriptor ([`directory`]). What is behind a path is a [`Tree`].
 //!
 //! Runs on a host stack or on a thread of the runtime's: it allocates.
 
-use super::env::{Env, errno};
+mod directory;
+mod opened;
+mod tree;
+
+use super::env::Env;
 use super::exec::{Done, Op, Work};
+use directory::Directory;
 use span_api::guest::Export;
-use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::ffi::{CStr, OsStr};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
+use tree::Tree;
+
+pub(super) use opened::{concerns as is_about_held, exec as exec_on_held, is_held};
 
 pub(super) const SCHEME: &[u8] = b"span://";
 
-/// An exported directory, open.
+/// What is exported under a path.
 #[derive(Debug)]
 struct Root {
     path: PathBuf,
-    directory: OwnedFd,
+    tree: Box<dyn Tree>,
     read_only: bool,
 }
 
@@ -43,34 +49,19 @@ fn open_roots(exports: &[Export]) -> Result<Vec<Root>, String> {
     let mut roots = Vec::new();
     for export in exports {
         let path = PathBuf::from(OsStr::from_bytes(&export.directory));
-        let directory = open_root(&path).map_err(|error| {
+        let directory = Directory::open(&path).map_err(|error| {
             let error = std::io::Error::from_raw_os_error(error);
             format!("exporting {}: {error}", path.display())
         })?;
         roots.push(Root {
             path,
-            directory,
+            tree: Box::new(directory),
             read_only: export.read_only,
         });
     }
     // What lies inside another comes first.
     roots.sort_by_key(|root| std::cmp::Reverse(root.path.components().count()));
     Ok(roots)
-}
-
-fn open_root(path: &Path) -> Result<OwnedFd, i32> {
-    let text = CString::new(path.as_os_str().as_bytes()).map_err(|_| libc::EINVAL)?;
-    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    // SAFETY: passes a string.
-    owned(unsafe { libc::open(text.as_ptr(), flags) }.into())
-}
-
-fn owned(fd: i64) -> Result<OwnedFd, i32> {
-    match i32::try_from(fd) {
-        // SAFETY: the caller has just got the descriptor from the host.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(errno()),
-    }
 }
 
 /// The paths that an operation is about, as far as it is about any.
@@ -119,68 +110,12 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     Some(rest.split_at(end.unwrap_or(rest.len())))
 }
 
-/// What of an exported directory a path is for.
+/// What of an exported tree a path is for.
 #[derive(Debug)]
 struct Target<'r> {
     root: &'r Root,
-    /// From the directory on; empty for itself.
+    /// From the tree's root on; empty for itself.
     inside: PathBuf,
-}
-
-fn c_string(path: &Path) -> Result<CString, i32> {
-    let bytes = match path.as_os_str().as_bytes() {
-        [] => b".",
-        bytes => bytes,
-    };
-    CString::new(bytes).map_err(|_| libc::EINVAL)
-}
-
-/// Opens something beneath a directory, wherever its names lead by now.
-fn open_beneath(from: RawFd, path: &CStr, flags: i32, mode: u32) -> Result<OwnedFd, i32> {
-    /// What changes at the same time is looked at again, but not for ever.
-    const TRIES: u32 = 64;
-    // SAFETY: a structure of numbers.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (flags | libc::O_CLOEXEC) as u64;
-    // The kernel refuses a mode that means nothing.
-    if flags & libc::O_CREAT != 0 {
-        how.mode = (mode & 0o7777).into();
-    }
-    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS;
-    let mut result = Err(libc::EAGAIN);
-    for _ in 0..TRIES {
-        // SAFETY: passes a string and a local of the size that is given.
-        result = owned(unsafe {
-            libc::syscall(
-                libc::SYS_openat2,
-                from,
-                path.as_ptr(),
-                &raw const how,
-                size_of_val(&how),
-            )
-        });
-        if !matches!(result, Err(libc::EAGAIN)) {
-            break;
-        }
-    }
-    // What lies outside is not exported.
-    result.map_err(|error| match error {
-        libc::EXDEV => libc::EPERM,
-        error => error,
-    })
-}
-
-/// The last name of a path, and the directory that it is in.
-#[derive(Debug)]
-struct Last {
-    directory: OwnedFd,
-    name: CString,
-}
-
-impl Last {
-    fn at(&self) -> RawFd {
-        self.directory.as_raw_fd()
-    }
 }
 
 impl Target<'static> {
@@ -218,30 +153,8 @@ impl<'r> Target<'r> {
         })
     }
 
-    /// A symbolic link is not followed.
-    fn open(&self, flags: i32, mode: u32) -> Result<OwnedFd, i32> {
-        let flags = flags | libc::O_NOFOLLOW;
-        let from = self.root.directory.as_raw_fd();
-        open_beneath(from, &c_string(&self.inside)?, flags, mode)
-    }
-
-    /// The thing itself, whatever it is.
-    fn itself(&self) -> Result<OwnedFd, i32> {
-        self.open(libc::O_PATH, 0)
-    }
-
-    /// For calls that want a name in a directory.
-    fn last(&self) -> Result<Last, i32> {
-        let above = self.inside.parent().unwrap_or(Path::new(""));
-        let name = self.inside.file_name().map(Path::new);
-        let (from, flags) = (
-            self.root.directory.as_raw_fd(),
-            libc::O_PATH | libc::O_DIRECTORY,
-        );
-        Ok(Last {
-            directory: open_beneath(from, &c_string(above)?, flags, 0)?,
-            name: c_string(name.unwrap_or(Path::new("")))?,
-        })
+    fn tree(&self) -> &'r dyn Tree {
+        self.root.tree.as_ref()
     }
 }
 
@@ -255,117 +168,82 @@ pub(super) fn exec(env: &Env, work: &Work) -> Option<Done> {
 fn run(env: &Env, work: &Work, path: &CStr, second: Option<&CStr>) -> Result<Done, i32> {
     let second = || second.ok_or(libc::EINVAL);
     let mode = work.int(0) as u32;
-    // SAFETY: all of them: strings of the work or of this function's own, structures that were checked to lie
-    // in the work's buffers, descriptors that are open.
-    let done = unsafe {
-        match work.op {
-            Op::PathOpen => open(env, work, path)?,
-            Op::PathStat => {
-                let stat = work.output_struct::<libc::stat64>().ok_or(libc::EINVAL)?;
-                let file = Target::of(path)?.itself()?;
-                let result = libc::fstat64(file.as_raw_fd(), stat);
-                Done::with_output(result.into(), size_of::<libc::stat64>())
-            }
-            Op::PathStatx => {
-                let statx = work.output_struct::<libc::statx>().ok_or(libc::EINVAL)?;
-                let file = Target::of(path)?.itself()?;
-                let flags = work.int(1) & libc::AT_STATX_SYNC_TYPE | libc::AT_EMPTY_PATH;
-                let mask = work.int(2) as u32;
-                let result = libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, statx);
-                Done::with_output(result.into(), size_of::<libc::statx>())
-            }
-            Op::PathStatfs => {
-                let statfs = work.output_struct::<libc::statfs64>().ok_or(libc::EINVAL)?;
-                let file = Target::of(path)?.itself()?;
-                let result = libc::fstatfs64(file.as_raw_fd(), statfs);
-                Done::with_output(result.into(), size_of::<libc::statfs64>())
-            }
-            Op::PathAccess => {
-                let target = Target::of(path)?;
-                let wanted = work.int(0);
-                if target.root.read_only && wanted & libc::W_OK != 0 {
-                    return Err(libc::EROFS);
-                }
-                let (file, flags) = (target.itself()?, libc::AT_EMPTY_PATH);
-                let (fd, none) = (file.as_raw_fd(), c"".as_ptr());
-                Done::of(libc::syscall(libc::SYS_faccessat2, fd, none, wanted, flags))
-            }
-            Op::PathReadlink => {
-                let link = Target::of(path)?.itself()?;
-                let (fd, none) = (link.as_raw_fd(), c"".as_ptr());
-                let n = libc::readlinkat(fd, none, work.output.cast(), work.output_cap);
-                Done::with_output(n as i64, n.max(0) as usize)
-            }
-            Op::PathMkdir => {
-                let last = Target::to_change(path)?.last()?;
-                Done::of(libc::mkdirat(last.at(), last.name.as_ptr(), mode).into())
-            }
-            Op::PathRmdir => {
-                let last = Target::to_change(path)?.last()?;
-                Done::of(libc::unlinkat(last.at(), last.name.as_ptr(), libc::AT_REMOVEDIR).into())
-            }
-            Op::PathUnlink => {
-                let last = Target::to_change(path)?.last()?;
-                Done::of(libc::unlinkat(last.at(), last.name.as_ptr(), 0).into())
-            }
-            Op::PathMknod => {
-                let last = Target::to_change(path)?.last()?;
-                let device = work.args[1] as u64;
-                Done::of(libc::mknodat(last.at(), last.name.as_ptr(), mode, device).into())
-            }
-            Op::PathMode => {
-                let file = Target::to_change(path)?.itself()?;
-                // There is no call for a descriptor like this before Linux 6.6. The path leads to it alone.
-                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-                let path = CString::new(path).map_err(|_| libc::EINVAL)?;
-                Done::of(libc::chmod(path.as_ptr(), mode).into())
-            }
-            Op::PathOwner => {
-                let file = Target::to_change(path)?.itself()?;
-                let group = work.int(1) as u32;
-                let flags = libc::AT_EMPTY_PATH;
-                Done::of(libc::fchownat(file.as_raw_fd(), c"".as_ptr(), mode, group, flags).into())
-            }
-            Op::PathTruncate => {
-                let file = Target::to_change(path)?.open(libc::O_WRONLY | STEADY, 0)?;
-                Done::of(libc::ftruncate64(file.as_raw_fd(), work.args[0]).into())
-            }
-            Op::PathTimes => {
-                let times = work
-                    .struct_at::<[libc::timespec; 2]>(0)
-                    .ok_or(libc::EINVAL)?;
-                let last = Target::to_change(path)?.last()?;
-                let flags = libc::AT_SYMLINK_NOFOLLOW;
-                let result = libc::utimensat(last.at(), last.name.as_ptr(), times.cast(), flags);
-                Done::of(result.into())
-            }
-            Op::PathLink => {
-                let from = Target::to_change(path)?.last()?;
-                let to = Target::to_change(second()?)?.last()?;
-                let (old, new) = (from.name.as_ptr(), to.name.as_ptr());
-                Done::of(libc::linkat(from.at(), old, to.at(), new, 0).into())
-            }
-            Op::PathSymlink => {
-                let (says, _) = work.text_at(0).ok_or(libc::EINVAL)?;
-                let last = Target::to_change(path)?.last()?;
-                Done::of(libc::symlinkat(says.as_ptr(), last.at(), last.name.as_ptr()).into())
-            }
-            Op::PathRename => {
-                let from = Target::to_change(path)?.last()?;
-                let to = Target::to_change(second()?)?.last()?;
-                Done::of(libc::syscall(
-                    libc::SYS_renameat2,
-                    from.at(),
-                    from.name.as_ptr(),
-                    to.at(),
-                    to.name.as_ptr(),
-                    work.int(0),
-                ))
-            }
-            _ => return Err(libc::EINVAL),
+    /// Calls a method of the tree on the path in it.
+    macro_rules! on {
+        ($target:ident . $method:ident ( $($argument:expr),* )) => {{
+            let target = Target::$target(path)?;
+            target.tree().$method(&target.inside, $($argument),*)?
+        }};
+    }
+    match work.op {
+        Op::PathOpen => return open(env, work, path),
+        Op::PathStat => {
+            let stat = on!(of.stat(0, libc::STATX_BASIC_STATS));
+            return give(work, tree::stat64(&stat));
         }
-    };
-    Ok(done)
+        Op::PathStatx => {
+            let flags = work.int(1) & libc::AT_STATX_SYNC_TYPE;
+            return give(work, on!(of.stat(flags, work.int(2) as u32)));
+        }
+        Op::PathStatfs => return give(work, on!(of.statfs())),
+        Op::PathAccess => {
+            let target = Target::of(path)?;
+            let wanted = work.int(0);
+            if target.root.read_only && wanted & libc::W_OK != 0 {
+                return Err(libc::EROFS);
+            }
+            target.tree().access(&target.inside, wanted)?;
+        }
+        Op::PathReadlink => {
+            // SAFETY: the maker of the work guarantees that many bytes.
+            let to = unsafe { std::slice::from_raw_parts_mut(work.output, work.output_cap) };
+            let n = on!(of.read_link(to));
+            return Ok(Done::with_output(n as i64, n));
+        }
+        Op::PathMkdir => on!(to_change.make_directory(mode)),
+        Op::PathRmdir => on!(to_change.remove_directory()),
+        Op::PathUnlink => on!(to_change.unlink()),
+        Op::PathMknod => on!(to_change.make_node(mode, work.args[1] as u64)),
+        Op::PathMode => on!(to_change.set_mode(mode)),
+        Op::PathOwner => on!(to_change.set_owner(mode, work.int(1) as u32)),
+        Op::PathTruncate => on!(to_change.truncate(work.args[0])),
+        Op::PathTimes => {
+            let times = work
+                .struct_at::<[libc::timespec; 2]>(0)
+                .ok_or(libc::EINVAL)?;
+            // SAFETY: it was checked to lie in the work's input.
+            on!(to_change.set_times(unsafe { &*times }));
+        }
+        Op::PathSymlink => {
+            let (says, _) = work.text_at(0).ok_or(libc::EINVAL)?;
+            on!(to_change.symlink(says));
+        }
+        Op::PathLink | Op::PathRename => {
+            let (from, to) = (Target::to_change(path)?, Target::to_change(second()?)?);
+            let flags = (work.op == Op::PathRename).then_some(mode);
+            let (tree, other) = (from.tree(), to.tree());
+            match (tree.directory(), other.directory()) {
+                (Some(here), Some(there)) => {
+                    directory::link(here, &from.inside, there, &to.inside, flags)?;
+                }
+                _ if !std::ptr::eq(from.root, to.root) => return Err(libc::EXDEV),
+                _ => match flags {
+                    Some(flags) => tree.rename(&from.inside, &to.inside, flags)?,
+                    None => tree.link(&from.inside, &to.inside)?,
+                },
+            }
+        }
+        _ => return Err(libc::EINVAL),
+    }
+    Ok(Done::of(0))
+}
+
+/// Hands a structure out.
+fn give<T>(work: &Work, value: T) -> Result<Done, i32> {
+    let to = work.output_struct::<T>().ok_or(libc::EINVAL)?;
+    // SAFETY: the output was checked to have room for it.
+    unsafe { to.write(value) };
+    Ok(Done::with_output(0, size_of::<T>()))
 }
 
 /// Flags that a file of the guest's may be opened with.
@@ -380,10 +258,6 @@ const OPEN_FLAGS: i32 = libc::O_ACCMODE
     | libc::O_DSYNC
     | libc::O_NOATIME;
 
-/// The guest opens regular files and directories. If one was exchanged for a pipe or a terminal, nothing waits for it,
-/// and it does not become this process's terminal.
-const STEADY: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
-
 fn open(env: &Env, work: &Work, path: &CStr) -> Result<Done, i32> {
     let flags = work.int(0) & OPEN_FLAGS;
     let changes =
@@ -392,21 +266,31 @@ fn open(env: &Env, work: &Work, path: &CStr) -> Result<Done, i32> {
         true => Target::to_change(path)?,
         false => Target::of(path)?,
     };
-    let file = target.open(flags | STEADY, work.int(1) as u32)?;
-    Ok(Done::descriptor(env, file.into_raw_fd()))
+    let mode = work.int(1) as u32;
+    let file = target.tree().open(&target.inside, flags, mode)?;
+    Ok(opened::hand_out(env, file))
 }
 
 /// A directory of hostfs's, to be listed.
 pub(super) fn open_directory(work: &Work) -> Option<Result<OwnedFd, i32>> {
     let (path, _) = paths(work)?;
     split(path.to_bytes())?;
-    let open = |target: Target<'_>| target.open(libc::O_RDONLY | libc::O_DIRECTORY, 0);
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+    let open = |target: Target<'_>| {
+        let opened = target.tree().open(&target.inside, flags, 0)?;
+        // A stream of libc's reads the descriptor itself.
+        match opened.held {
+            None => Ok(opened.fd),
+            Some(_) => Err(libc::EOPNOTSUPP),
+        }
+    };
     Some(Target::of(path).and_then(open))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::CString;
     use std::fs;
     use std::os::unix::fs::{MetadataExt, symlink};
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -438,6 +322,24 @@ mod tests {
             .join(name)
             .into_os_string()
             .into_encoded_bytes()
+    }
+
+    impl Target<'_> {
+        fn dir(&self) -> &Directory {
+            self.root.tree.directory().unwrap()
+        }
+
+        fn itself(&self) -> Result<OwnedFd, i32> {
+            self.dir().itself(&self.inside)
+        }
+
+        fn open(&self, flags: i32, mode: u32) -> Result<OwnedFd, i32> {
+            self.dir().open_inside(&self.inside, flags, mode)
+        }
+
+        fn last(&self) -> Result<directory::Last, i32> {
+            self.dir().last(&self.inside)
+        }
     }
 
     fn inode(fd: &OwnedFd) -> u64 {
