@@ -8,13 +8,18 @@
 //! Runs on a host stack or on a thread of the runtime's: it allocates.
 
 mod directory;
+mod listing;
+mod mapped;
 mod opened;
+mod sqlite;
 mod tree;
 
 use super::env::Env;
 use super::exec::{Done, Op, Work};
 use directory::Directory;
-use span_api::guest::Export;
+use mapped::Mapped;
+use span_api::guest::{Export, Kind, SQLITE};
+use sqlite::Sqlite;
 use std::ffi::{CStr, OsStr};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -31,6 +36,7 @@ pub(super) const SCHEME: &[u8] = b"span://";
 struct Root {
     path: PathBuf,
     tree: Box<dyn Tree>,
+    is_directory: bool,
     read_only: bool,
 }
 
@@ -49,14 +55,23 @@ fn open_roots(exports: &[Export]) -> Result<Vec<Root>, String> {
     let mut roots = Vec::new();
     for export in exports {
         let path = PathBuf::from(OsStr::from_bytes(&export.directory));
-        let directory = Directory::open(&path).map_err(|error| {
-            let error = std::io::Error::from_raw_os_error(error);
-            format!("exporting {}: {error}", path.display())
-        })?;
+        let read_only = export.read_only;
+        let tree = || -> Result<Box<dyn Tree>, String> {
+            let said = |error| std::io::Error::from_raw_os_error(error).to_string();
+            Ok(match export.kind {
+                Kind::Directory => Box::new(Directory::open(&path).map_err(said)?),
+                Kind::Mapped => Box::new(Mapped::open(&path, read_only)?),
+                Kind::Sqlite => Box::new(Sqlite::open(&path, read_only)?),
+            })
+        };
+        let name = export.name();
+        let tree = tree()
+            .map_err(|error| format!("exporting {}: {error}", String::from_utf8_lossy(&name)))?;
         roots.push(Root {
             path,
-            tree: Box::new(directory),
-            read_only: export.read_only,
+            tree,
+            is_directory: export.kind.is_directory(),
+            read_only,
         });
     }
     // What lies inside another comes first.
@@ -86,21 +101,28 @@ pub(super) fn concerns(work: &Work) -> bool {
 
 /// The node that has to execute an operation on paths of hostfs's; `None` for another. Context: signal.
 pub(super) fn owner(work: &Work) -> Option<Result<u16, i32>> {
-    let node = |path: &CStr| {
-        let (name, _) = split(path.to_bytes())?;
-        let nodes = NODES.get().map(Vec::as_slice).unwrap_or_default();
-        let named = nodes.iter().position(|node| node == name);
-        Some(match name.is_empty() {
-            true => Ok(0),
-            false => named.map(|index| index as u16).ok_or(libc::EHOSTUNREACH),
-        })
-    };
+    let node = |path: &CStr| Some(node_of(split(path.to_bytes())?.0));
     let (first, second) = paths(work)?;
     let first = node(first)?;
     match second.map(node) {
         Some(second) if second != Some(first) => Some(Err(libc::EXDEV)),
         _ => Some(first),
     }
+}
+
+/// Context: signal.
+fn node_of(name: &[u8]) -> Result<u16, i32> {
+    if name.is_empty() || is_scheme(name) {
+        return Ok(0);
+    }
+    let nodes = NODES.get().map(Vec::as_slice).unwrap_or_default();
+    let named = nodes.iter().position(|node| node == name);
+    named.map(|index| index as u16).ok_or(libc::EHOSTUNREACH)
+}
+
+/// Whether a node's name is none, but `sqlite` of `sqlite:/file`.
+fn is_scheme(name: &[u8]) -> bool {
+    SQLITE.strip_suffix(b":") == Some(name)
 }
 
 /// The node's name, and the path there.
@@ -120,8 +142,16 @@ struct Target<'r> {
 
 impl Target<'static> {
     fn of(path: &CStr) -> Result<Self, i32> {
-        let (_, path) = split(path.to_bytes()).ok_or(libc::EINVAL)?;
-        Self::among(ROOTS.get().map(Vec::as_slice).unwrap_or_default(), path)
+        let (node, path) = split(path.to_bytes()).ok_or(libc::EINVAL)?;
+        let roots = ROOTS.get().map(Vec::as_slice).unwrap_or_default();
+        // `NODE:sqlite:/file`, or without a node's name. A path of a directory has a slash here.
+        let database = path
+            .strip_prefix(b"/")
+            .and_then(|path| path.strip_prefix(SQLITE));
+        match database {
+            Some(path) => Self::among(roots, path, false),
+            None => Self::among(roots, path, !is_scheme(node)),
+        }
     }
 
     /// For a call that changes something.
@@ -135,7 +165,7 @@ impl Target<'static> {
 }
 
 impl<'r> Target<'r> {
-    fn among(roots: &'r [Root], path: &[u8]) -> Result<Self, i32> {
+    fn among(roots: &'r [Root], path: &[u8], in_directory: bool) -> Result<Self, i32> {
         let mut wanted = PathBuf::from("/");
         for component in Path::new(OsStr::from_bytes(path)).components() {
             match component {
@@ -144,7 +174,9 @@ impl<'r> Target<'r> {
                 Component::ParentDir | Component::Prefix(_) => return Err(libc::EPERM),
             }
         }
-        let root = roots.iter().find(|root| wanted.starts_with(&root.path));
+        let fits =
+            |root: &&Root| root.is_directory == in_directory && wanted.starts_with(&root.path);
+        let root = roots.iter().find(fits);
         let root = root.ok_or(libc::EPERM)?;
         let inside = wanted.strip_prefix(&root.path).map_err(|_| libc::EPERM)?;
         Ok(Self {
@@ -304,6 +336,7 @@ mod tests {
         fs::write(place.path().join("beside/secret"), "secret").unwrap();
         fs::write(place.path().join("out/here/sub/file"), "file").unwrap();
         let export = |name: &str, read_only| Export {
+            kind: Kind::Directory,
             directory: place
                 .path()
                 .join(name)
@@ -360,7 +393,7 @@ mod tests {
     #[test]
     fn only_what_is_exported_is_found() {
         let (place, roots) = place();
-        let find = |name: &str| Target::among(&roots, &at(&place, name));
+        let find = |name: &str| Target::among(&roots, &at(&place, name), true);
         let found = |name: &str| {
             let target = find(name).unwrap();
             (target.root.read_only, target.inside)
@@ -375,8 +408,8 @@ mod tests {
         ] {
             assert_eq!(find(outside).unwrap_err(), libc::EPERM, "{outside}");
         }
-        assert_eq!(Target::among(&roots, b"").unwrap_err(), libc::EPERM);
-        assert_eq!(Target::among(&[], b"/").unwrap_err(), libc::EPERM);
+        assert_eq!(Target::among(&roots, b"", true).unwrap_err(), libc::EPERM);
+        assert_eq!(Target::among(&[], b"/", true).unwrap_err(), libc::EPERM);
     }
 
     #[test]
@@ -389,7 +422,7 @@ mod tests {
         symlink("/proc/self/root/etc", here.join("magic")).unwrap();
         for name in ["absolute/secret", "relative/secret", "magic/passwd"] {
             let path = at(&place, &format!("out/here/{name}"));
-            let target = Target::among(&roots, &path).unwrap();
+            let target = Target::among(&roots, &path, true).unwrap();
             let errors = [
                 target.itself().unwrap_err(),
                 target
@@ -400,23 +433,23 @@ mod tests {
             assert_eq!(errors, [libc::EPERM; 3], "{name}");
         }
         // The link itself is there, and is not followed.
-        let target = Target::among(&roots, &at(&place, "out/here/relative")).unwrap();
+        let target = Target::among(&roots, &at(&place, "out/here/relative"), true).unwrap();
         assert_eq!(target.open(libc::O_RDONLY, 0).unwrap_err(), libc::ELOOP);
         let link = target.itself().unwrap();
         assert_eq!(
             inode(&link),
             fs::symlink_metadata(here.join("relative")).unwrap().ino()
         );
-        let target = Target::among(&roots, &at(&place, "out/here/inside/file")).unwrap();
+        let target = Target::among(&roots, &at(&place, "out/here/inside/file"), true).unwrap();
         assert!(target.open(libc::O_RDONLY, 0).is_ok());
     }
 
     #[test]
     fn nothing_is_changed_where_it_must_not_be() {
         let (place, roots) = place();
-        let target = Target::among(&roots, &at(&place, "out/here/constant/new")).unwrap();
+        let target = Target::among(&roots, &at(&place, "out/here/constant/new"), true).unwrap();
         assert!(target.root.read_only);
-        let target = Target::among(&roots, &at(&place, "out/here/new")).unwrap();
+        let target = Target::among(&roots, &at(&place, "out/here/new"), true).unwrap();
         assert!(!target.root.read_only);
         let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
         assert!(target.open(flags, 0o640).is_ok());
@@ -456,8 +489,8 @@ mod tests {
             });
             let _end = OnDrop(&over);
             for _ in 0..20_000 {
-                let opened =
-                    Target::among(&roots, &path).and_then(|target| target.open(libc::O_RDONLY, 0));
+                let opened = Target::among(&roots, &path, true)
+                    .and_then(|target| target.open(libc::O_RDONLY, 0));
                 match opened {
                     Ok(file) => {
                         assert_eq!(inode(&file), mine);
