@@ -45,7 +45,7 @@ mod wire;
 
 pub use env::{Env, install, install_for_hostfs, set_paths_local, share_fd};
 pub(crate) use export::set_up as export;
-pub use serve::serve;
+pub use serve::{serve, waits_for_others};
 #[cfg(test)]
 pub(crate) use wire::a_request;
 pub use wire::{REPLY_MAX, REQUEST_MAX};

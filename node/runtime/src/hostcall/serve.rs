@@ -2,8 +2,26 @@
 
 use super::env::{self, active};
 use super::exec::{Done, Work, exec};
+use super::export;
 use super::slot::TMP_BYTES;
 use super::wire::{DATA_MAX, REPLY_HEADER, Reply, Request};
+
+/// Whether to execute a request may take answers of other nodes': it must not take a thread that those wait for.
+pub fn waits_for_others(request: &[u8]) -> bool {
+    let Some((request, input)) = Request::decode(request) else {
+        return false;
+    };
+    let nothing = std::ptr::null_mut();
+    export::waits_for_others(&Work {
+        op: request.op,
+        args: request.args,
+        input: input.as_ptr(),
+        input_len: request.input_len,
+        output: nothing,
+        output_cap: 0,
+        tmp: nothing,
+    })
+}
 
 /// Executes one request of a peer and puts the answer into `reply`, whatever the request is: one that
 /// makes no sense is answered with EINVAL.

@@ -23,6 +23,9 @@ const GOES_ON_NS: u64 = 40_000;
 /// Threads for work that may block: host calls of other nodes' and the creation of threads.
 const WORKERS: usize = 8;
 
+/// Threads for host calls of other nodes' that ask other nodes in turn. Those are answered by workers, who ask nobody.
+const ASKERS: usize = 4;
+
 /// Waits for stubs to stop. One thread is enough: they have all been told to by then.
 pub(super) fn start_kicker() -> mpsc::Sender<KickJob> {
     let (sender, jobs) = mpsc::channel::<KickJob>();
@@ -42,10 +45,23 @@ pub(super) fn start_kicker() -> mpsc::Sender<KickJob> {
 
 pub(super) fn start_workers(image: NodeImage) -> mpsc::Sender<Work> {
     let (sender, work) = mpsc::channel::<Work>();
+    let (to_askers, calls) = mpsc::channel::<Work>();
+    start(image, work, WORKERS, "span-worker", Some(to_askers));
+    start(image, calls, ASKERS, "span-asker", None);
+    sender
+}
+
+fn start(
+    image: NodeImage,
+    work: mpsc::Receiver<Work>,
+    threads: usize,
+    name: &str,
+    askers: Option<mpsc::Sender<Work>>,
+) {
     let work = Arc::new(Mutex::new(work));
-    for _ in 0..WORKERS {
-        let work = work.clone();
-        crate::thread("span-worker", move || {
+    for _ in 0..threads {
+        let (work, askers) = (work.clone(), askers.clone());
+        crate::thread(name, move || {
             loop {
                 let Ok(next) = work.lock().unwrap_or_else(|e| e.into_inner()).recv() else {
                     return;
@@ -64,6 +80,18 @@ pub(super) fn start_workers(image: NodeImage) -> mpsc::Sender<Work> {
                         ticket,
                         request,
                     } => {
+                        if let Some(askers) = &askers
+                            && hostcall::waits_for_others(&request)
+                        {
+                            let call = Work::HostCall {
+                                node,
+                                ticket,
+                                request,
+                            };
+                            // They live as long as this thread does.
+                            let _ = askers.send(call);
+                            continue;
+                        }
                         let mut reply = Vec::new();
                         hostcall::serve(&request, &mut reply);
                         super::tell(Remote::HostReply(node, ticket, reply));
@@ -72,7 +100,6 @@ pub(super) fn start_workers(image: NodeImage) -> mpsc::Sender<Work> {
             }
         });
     }
-    sender
 }
 
 /// Changes the protection of a page of kernel virtual memory.

@@ -25,6 +25,10 @@ pub(super) trait Source: Debug + Send + Sync {
     /// All entries, with `.` and `..`.
     fn entries(&self) -> Result<Vec<Entry>, i32>;
     fn exec(&self, env: &Env, work: &Work) -> Option<Done>;
+
+    fn waits_for_others(&self) -> bool {
+        false
+    }
 }
 
 type Snapshot = (i64, Arc<Vec<Entry>>);
@@ -143,5 +147,9 @@ impl<S: Source> Held for Listing<S> {
             _ => return self.source.exec(env, work),
         };
         Some(done.unwrap_or_else(Done::error))
+    }
+
+    fn waits_for_others(&self) -> bool {
+        self.source.waits_for_others()
     }
 }

@@ -13,12 +13,13 @@ mod mapped;
 mod opened;
 mod sqlite;
 mod tree;
+mod union;
 
 use super::env::Env;
 use super::exec::{Done, Op, Work};
 use directory::Directory;
 use mapped::Mapped;
-use span_api::guest::{Export, Kind, SQLITE};
+use span_api::guest::{Export, Kind, RESERVED, SQLITE};
 use sqlite::Sqlite;
 use std::ffi::{CStr, OsStr};
 use std::os::fd::OwnedFd;
@@ -28,6 +29,7 @@ use std::sync::OnceLock;
 use tree::Tree;
 
 pub(super) use opened::{concerns as is_about_held, exec as exec_on_held, is_held};
+pub(super) use union::waits_for_others;
 
 pub(super) const SCHEME: &[u8] = b"span://";
 
@@ -101,13 +103,23 @@ pub(super) fn concerns(work: &Work) -> bool {
 
 /// The node that has to execute an operation on paths of hostfs's; `None` for another. Context: signal.
 pub(super) fn owner(work: &Work) -> Option<Result<u16, i32>> {
-    let node = |path: &CStr| Some(node_of(split(path.to_bytes())?.0));
+    let node = |path: &CStr| {
+        let (name, rest) = split(path.to_bytes())?;
+        Some(match name == union::NAME {
+            true => node_of(union::first_node(rest)),
+            false => node_of(name),
+        })
+    };
     let (first, second) = paths(work)?;
     let first = node(first)?;
     match second.map(node) {
         Some(second) if second != Some(first) => Some(Err(libc::EXDEV)),
         _ => Some(first),
     }
+}
+
+fn is_reserved(name: &[u8]) -> bool {
+    RESERVED.iter().any(|reserved| reserved.as_bytes() == name)
 }
 
 /// Context: signal.
@@ -193,7 +205,10 @@ impl<'r> Target<'r> {
 /// Executes an operation on a path of hostfs's; `None` for one on another path.
 pub(super) fn exec(env: &Env, work: &Work) -> Option<Done> {
     let (path, second) = paths(work)?;
-    split(path.to_bytes())?;
+    let (name, _) = split(path.to_bytes())?;
+    if name == union::NAME {
+        return Some(union::run(env, work).unwrap_or_else(Done::error));
+    }
     Some(run(env, work, path, second).unwrap_or_else(Done::error))
 }
 

@@ -16,6 +16,11 @@ use std::sync::{Arc, RwLock};
 pub(super) trait Held: Debug + Send + Sync {
     /// Does what is asked of the descriptor; `None` leaves it to the file that stands there.
     fn exec(&self, env: &Env, work: &Work) -> Option<Done>;
+
+    /// Whether that may take an answer of another node's.
+    fn waits_for_others(&self) -> bool {
+        false
+    }
 }
 
 /// What a tree opens: a descriptor, and what is behind it if that is more than the file.
@@ -58,6 +63,10 @@ pub(in super::super) fn concerns(work: &Work) -> bool {
 fn find(fd: i32) -> Option<Arc<dyn Held>> {
     let table = HELD.read().unwrap_or_else(|error| error.into_inner());
     table.get(&fd).cloned()
+}
+
+pub(super) fn waits_for_others(work: &Work) -> bool {
+    concerns(work) && find(work.fd()).is_some_and(|held| held.waits_for_others())
 }
 
 fn put(fd: i32, held: Option<Arc<dyn Held>>) -> Option<Arc<dyn Held>> {
