@@ -491,7 +491,7 @@ fn a_union_is_written_to_in_all_its_parts() {
     let (a, b) = (one.display(), two.display());
     let table = [
         (format!("union:a:{a}+b:{b}"), "mounted"),
-        (format!("union:a:/etc+b:{b}"), "EPERM"),
+        (format!("union:b:/etc+a:{a}"), "EPERM"),
         (format!("union:d:/x+a:{a}"), "EHOSTUNREACH"),
         (format!("union:b:sqlite:/x+a:{a}"), "EINVAL"),
         (format!("union:union:/x+a:{a}"), "EHOSTUNREACH"),

@@ -242,8 +242,11 @@ impl Drop for Row {
             let _ = self
                 .database
                 .save(&self.table, &state.name, true, &Default::default());
-        } else if state.unsaved && self.settle(&mut state).is_ok() && state.unsaved {
-            self.say(&state, "what was written is no row, and is dropped");
+        } else if state.unsaved {
+            let settled = self.settle(&mut state);
+            if settled.is_ok() && state.unsaved {
+                self.say(&state, "what was written is no row, and is dropped");
+            }
         }
         let key = (self.table.clone(), state.name.clone());
         drop(state);
