@@ -231,7 +231,7 @@ pub(crate) struct UpOptions {
     /// host, none
     #[arg(
         long,
-        value_name = "host|[NODE:]DIR|[NODE:]IMAGE|none",
+        value_name = "host|[NODE:]DIR[,owners=mapped]|[NODE:]IMAGE|none",
         default_value = "host"
     )]
     pub(crate) root: OsString,
@@ -256,8 +256,13 @@ pub(crate) struct UpOptions {
     /// Name of the guest [default: span-1, span-2, …]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Mount a directory of a node's host in the guest, the first node's if none is named; as often as wanted
-    #[arg(long, value_name = "[NODE:]DIR=MOUNTPOINT[,ro]")]
+    /// Mount a directory of a node's host in the guest, the first node's if none is named, a SQLite database
+    /// there, or several directories at once; as often as wanted. With owners=mapped, owners, modes and
+    /// kinds of files are the guest's and kept beside them
+    #[arg(
+        long,
+        value_name = "[NODE:]DIR=MOUNTPOINT[,ro][,owners=mapped]|[NODE:]sqlite:FILE=…|union:[NODE:]DIR+[NODE:]DIR=…"
+    )]
     pub(crate) hostfs: Vec<OsString>,
     /// How guest pages are protected
     #[arg(long, value_enum, default_value_t = PagingOption::Auto)]

@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::network;
+use span_api::guest::{Export, Kind};
 use span_api::{CPUS_MAX, NODES_MAX};
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -41,16 +42,23 @@ impl std::fmt::Display for Place {
 pub(crate) enum Root {
     Host,
     /// Of a node's host.
-    Directory(usize, PathBuf),
+    Directory(usize, PathBuf, Kind),
     Image(usize, PathBuf),
     None,
 }
 
-/// A directory of a node's host, and where it is in the guest.
+/// A directory of a node's host, or a database there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) node: usize,
+    pub(crate) kind: Kind,
+    pub(crate) path: PathBuf,
+}
+
+/// What is mounted in the guest, and where. Several parts are a union.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostMount {
-    pub(crate) node: usize,
-    pub(crate) directory: PathBuf,
+    pub(crate) parts: Vec<Part>,
     pub(crate) mount_point: PathBuf,
     pub(crate) read_only: bool,
 }
@@ -73,41 +81,90 @@ pub(crate) fn of_node<'v>(value: &'v OsStr, names: &[String]) -> Result<(usize, 
     }
 }
 
-/// `--hostfs`. A directory of this machine has to be there; of another, its daemon decides what it exports.
+/// `--hostfs`. What is on this machine has to be there; of another, its daemon decides what it exports.
 pub(crate) fn hostfs(
     value: &OsStr,
     names: &[String],
     places: &[Place],
 ) -> Result<HostMount, Failure> {
     let wrong = |why: &dyn Display| Failure::usage(format!("--hostfs {}: {why}", value.display()));
-    let bytes = value.as_bytes();
-    let (rest, read_only) = match bytes.strip_suffix(b",ro") {
-        Some(rest) => (rest, true),
-        None => (bytes, false),
-    };
+    let (rest, read_only, mapped) = Export::options(value.as_bytes());
     let equals = rest.iter().rposition(|byte| *byte == b'=');
-    let equals = equals.ok_or_else(|| wrong(&"must be [NODE:]DIR=MOUNTPOINT[,ro]"))?;
+    let equals = equals.ok_or_else(|| {
+        wrong(
+            &"must be [NODE:]DIR=MOUNTPOINT, [NODE:]sqlite:FILE=MOUNTPOINT or \
+            union:[NODE:]DIR+[NODE:]DIR=MOUNTPOINT; ,ro and ,owners=mapped may follow",
+        )
+    })?;
     let mount_point = &rest[equals + 1..];
     if mount_point.contains(&b',') {
-        return Err(wrong(&"nothing but ,ro may follow the mount point"));
+        return Err(wrong(
+            &"nothing but ,ro and ,owners=mapped may follow the mount point",
+        ));
     }
     let mount_point = Path::new(OsStr::from_bytes(mount_point));
-    let (node, directory) =
-        of_node(OsStr::from_bytes(&rest[..equals]), names).map_err(|why| wrong(&why))?;
-    if !plain(directory) || !plain(mount_point) {
+    let what = &rest[..equals];
+    let part = |what: &[u8]| part(what, mapped, names, places).map_err(|why| wrong(&why));
+    let parts = match what.strip_prefix(b"union:") {
+        None => vec![part(what)?],
+        Some(members) => {
+            let members = members.split(|byte| *byte == b'+').map(part);
+            let members: Vec<Part> = members.collect::<Result<_, _>>()?;
+            if members.len() < 2 {
+                return Err(wrong(
+                    &"a union is of two or more directories, with + between them",
+                ));
+            }
+            if members.iter().any(|member| member.kind != Kind::Directory) {
+                return Err(wrong(&"a union is of directories, without owners=mapped"));
+            }
+            if members
+                .iter()
+                .enumerate()
+                .any(|(at, one)| members[..at].contains(one))
+            {
+                return Err(wrong(&"a union has each directory once"));
+            }
+            members
+        }
+    };
+    if !plain(mount_point) {
         return Err(wrong(&"DIR and MOUNTPOINT are absolute and without .."));
     }
-    let mut directory = directory.to_path_buf();
-    if places[node] == Place::Local {
-        directory = fs::canonicalize(directory).map_err(|error| wrong(&error))?;
-        fs::read_dir(&directory).map_err(|error| wrong(&error))?;
-    }
     Ok(HostMount {
-        node,
-        directory,
+        parts,
         mount_point: mount_point.to_path_buf(),
         read_only,
     })
+}
+
+/// `[NODE:]DIR` or `[NODE:]sqlite:FILE`.
+fn part(what: &[u8], mapped: bool, names: &[String], places: &[Place]) -> Result<Part, String> {
+    // Without a node's name, the first one's.
+    let (kind, path) = Kind::split(what);
+    let (node, kind, path) = match kind {
+        Kind::Directory => {
+            let (node, path) = of_node(OsStr::from_bytes(path), names)?;
+            let (kind, path) = Kind::split(path.as_os_str().as_bytes());
+            (node, kind, Path::new(OsStr::from_bytes(path)))
+        }
+        kind => (0, kind, Path::new(OsStr::from_bytes(path))),
+    };
+    let kind = span_api::guest::kind(kind, mapped)?;
+    if !plain(path) {
+        return Err("DIR and MOUNTPOINT are absolute and without ..".into());
+    }
+    let mut path = path.to_path_buf();
+    if places[node] == Place::Local {
+        path = fs::canonicalize(path).map_err(|error| error.to_string())?;
+        match kind {
+            Kind::Sqlite => span_api::guest::check_database(&path)?,
+            _ => fs::read_dir(&path)
+                .map(drop)
+                .map_err(|error| error.to_string())?,
+        }
+    }
+    Ok(Part { node, kind, path })
 }
 
 /// Whether a path says where it leads.
@@ -135,6 +192,11 @@ pub(crate) fn nodes(value: &str) -> Result<(Vec<String>, Vec<Place>), Failure> {
             Some((name, address)) => (name, Place::Remote(check_address(item, address)?)),
         };
         check_name("--nodes", name)?;
+        if span_api::guest::RESERVED.contains(&name) {
+            return Err(Failure::usage(format!(
+                "--nodes {value}: {name} is what --hostfs calls something else; no node can have this name"
+            )));
+        }
         if names.iter().any(|other| other == name) {
             return Err(Failure::usage(format!(
                 "--nodes {value}: node {name} is named twice; each node needs a name of its own"
@@ -341,17 +403,26 @@ pub(crate) fn root(value: &OsStr, names: &[String], places: &[Place]) -> Result<
     }
     let refused = |why: &dyn Display| {
         Failure::usage(format!(
-            "--root {}: {why}; allowed are host, none, a readable directory or image file",
+            "--root {}: {why}; allowed are host, none, a readable directory (,owners=mapped may follow) or image file",
             value.display()
         ))
     };
+    let bytes = value.as_bytes();
+    let (value, kind) = match bytes.strip_suffix(b",owners=mapped") {
+        Some(directory) => (OsStr::from_bytes(directory), Kind::Mapped),
+        None => (value, Kind::Directory),
+    };
     let (node, path) = of_node(value, names).map_err(|why| refused(&why))?;
+    let image = |path: PathBuf| match kind {
+        Kind::Mapped => Err(refused(&"owners=mapped is for directories")),
+        _ => Ok(Root::Image(node, path)),
+    };
     if places[node] != Place::Local {
         // A path that ends in a slash says that it is a directory.
         let directory = value.as_bytes().ends_with(b"/");
         return match plain(path) {
-            true if !directory && path.extension().is_some() => Ok(Root::Image(node, path.into())),
-            true => Ok(Root::Directory(node, path.into())),
+            true if !directory && path.extension().is_some() => image(path.into()),
+            true => Ok(Root::Directory(node, path.into(), kind)),
             false => Err(refused(
                 &"a path on another machine must be absolute and without ..",
             )),
@@ -361,10 +432,10 @@ pub(crate) fn root(value: &OsStr, names: &[String], places: &[Place]) -> Result<
     let canonical = || fs::canonicalize(path).map_err(|error| refused(&error));
     if metadata.is_dir() {
         fs::read_dir(path).map_err(|error| refused(&error))?;
-        Ok(Root::Directory(node, canonical()?))
+        Ok(Root::Directory(node, canonical()?, kind))
     } else if metadata.is_file() {
         fs::File::open(path).map_err(|error| refused(&error))?;
-        Ok(Root::Image(node, canonical()?))
+        image(canonical()?)
     } else {
         Err(refused(&"is neither a directory nor a regular file"))
     }
@@ -577,7 +648,7 @@ mod tests {
         let root = |value: &str| root(OsStr::new(value), &names, &places);
         assert_eq!(root("host").unwrap(), Root::Host);
         assert_eq!(root("none").unwrap(), Root::None);
-        let directory = |node, path: &str| Root::Directory(node, path.into());
+        let directory = |node, path: &str| Root::Directory(node, path.into(), Kind::Directory);
         assert_eq!(root("/proc").unwrap(), directory(0, "/proc"));
         assert_eq!(root("b:/proc").unwrap(), directory(1, "/proc"));
         assert_eq!(root("c:/srv/d.d/").unwrap(), directory(2, "/srv/d.d/"));
@@ -606,8 +677,11 @@ mod tests {
         let (names, places) = nodes("a,b,c=far:1").unwrap();
         let hostfs = |value: &str| hostfs(OsStr::new(value), &names, &places);
         let mount = |node, directory: &str, read_only| HostMount {
-            node,
-            directory: directory.into(),
+            parts: vec![Part {
+                node,
+                kind: Kind::Directory,
+                path: directory.into(),
+            }],
             mount_point: "/mnt".into(),
             read_only,
         };
@@ -618,9 +692,37 @@ mod tests {
         ] {
             assert_eq!(hostfs(value).unwrap(), wanted, "{value}");
         }
+        let parts = |value: &str| hostfs(value).unwrap().parts;
+        let part = |node, kind, path: &str| Part {
+            node,
+            kind,
+            path: path.into(),
+        };
+        for (value, wanted) in [
+            ("c:sqlite:/a.db=/mnt", vec![part(2, Kind::Sqlite, "/a.db")]),
+            ("c:/d=/mnt,owners=mapped", vec![part(2, Kind::Mapped, "/d")]),
+            (
+                "union:c:/d+/proc=/mnt",
+                vec![
+                    part(2, Kind::Directory, "/d"),
+                    part(0, Kind::Directory, "/proc"),
+                ],
+            ),
+        ] {
+            assert_eq!(parts(value), wanted, "{value}");
+        }
         for (value, part) in [
-            ("", "[NODE:]DIR=MOUNTPOINT[,ro]"),
-            ("/proc", "[NODE:]DIR=MOUNTPOINT[,ro]"),
+            ("", "[NODE:]DIR=MOUNTPOINT,"),
+            ("/proc", "[NODE:]DIR=MOUNTPOINT,"),
+            ("union:/proc=/mnt", "two or more"),
+            (
+                "union:/proc+b:/proc/=/mnt,owners=mapped",
+                "without owners=mapped",
+            ),
+            ("union:/proc+a:/proc/=/mnt", "each directory once"),
+            ("sqlite:/proc/version=/mnt", "no SQLite database"),
+            ("sqlite:/proc=/mnt", "is no file"),
+            ("c:sqlite:/a.db=/mnt,owners=mapped", "is for directories"),
             ("d:/proc=/mnt", "no node d; --nodes has a, b, c"),
             (":/proc=/mnt", "no node ; --nodes has"),
             ("proc=/mnt", "absolute"),

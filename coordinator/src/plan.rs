@@ -10,8 +10,9 @@ use crate::network::Networks;
 use crate::options::{self, Place, Root};
 use crate::topology::{self, Numa, Topology};
 use span_api::auth::{Token, TokenError};
-use span_api::guest::{Export, NodeSpec, Paging};
+use span_api::guest::{Export, Kind, NodeSpec, Paging};
 use std::error::Error;
+use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
@@ -258,13 +259,13 @@ impl Storage {
         match options::root(&up.root, names, places)? {
             Root::Host => {
                 storage.arguments.push(b"span.root=host".to_vec());
-                storage.export(0, Path::new("/"), true);
+                storage.export(0, Kind::Directory, Path::new("/"), true)?;
             }
             Root::None => storage.arguments.push(b"span.root=none".to_vec()),
-            Root::Directory(node, path) => {
+            Root::Directory(node, path, kind) => {
                 let prefix = format!("span.root=hostfs:{}:", names[node]);
                 storage.argument("--root", &prefix, &path)?;
-                storage.export(node, &path, false);
+                storage.export(node, kind, &path, false)?;
             }
             Root::Image(node, path) => {
                 let added = disks.add(Disk::root(node, path));
@@ -282,34 +283,64 @@ impl Storage {
         storage.take(&disks, names);
         for value in &up.hostfs {
             let mount = options::hostfs(value, names, places)?;
-            let prefix = format!("span.hostfs={}:", names[mount.node]);
-            let mut words = mount.directory.clone().into_os_string();
+            let mut words = OsString::new();
+            for (at, part) in mount.parts.iter().enumerate() {
+                words.push(if at > 0 { "+" } else { "" });
+                words.push(&names[part.node]);
+                words.push(match part.kind {
+                    Kind::Sqlite => ":sqlite:",
+                    _ => ":",
+                });
+                words.push(&part.path);
+            }
             words.push("=");
-            words.push(mount.mount_point);
+            words.push(&mount.mount_point);
             if mount.read_only {
                 words.push(",ro");
             }
-            storage.argument("--hostfs", &prefix, Path::new(&words))?;
-            storage.export(mount.node, &mount.directory, mount.read_only);
+            let prefix = match mount.parts.len() {
+                1 => "span.hostfs=",
+                _ => "span.hostfs=union:",
+            };
+            storage.argument("--hostfs", prefix, Path::new(&words))?;
+            for part in &mount.parts {
+                storage.export(part.node, part.kind, &part.path, mount.read_only)?;
+            }
         }
         Ok(storage)
     }
 
     /// A directory that a node has to be able to read, and may have to export: a daemon decides that for itself.
-    fn export(&mut self, node: usize, directory: &Path, read_only: bool) {
-        let bytes = directory.as_os_str().as_bytes().to_vec();
+    fn export(
+        &mut self,
+        node: usize,
+        kind: Kind,
+        path: &Path,
+        read_only: bool,
+    ) -> Result<(), Failure> {
+        let bytes = path.as_os_str().as_bytes().to_vec();
         self.readable[node].push(bytes.clone());
         let new = Export {
+            kind,
             directory: bytes,
             read_only,
         };
         let exports = &mut self.exports[node];
-        // Whoever may change a directory may change what is in it, whatever else it is mounted as.
-        if exports.iter().any(|old| !old.read_only && old.holds(&new)) {
-            return;
+        let same = |old: &Export| old.holds(&new) && new.holds(old);
+        if exports.iter().any(|old| same(old) && old.kind != new.kind) {
+            return Err(Failure::usage(format!(
+                "--hostfs {}: has its owners mapped in one place and not in another",
+                path.display()
+            )));
         }
-        exports.retain(|old| new.read_only || !new.holds(old));
+        // Whoever may change a directory may change what is in it, whatever else it is mounted as.
+        let covered = |old: &Export| !old.read_only && old.kind == new.kind && old.holds(&new);
+        if exports.iter().any(covered) {
+            return Ok(());
+        }
+        exports.retain(|old| new.read_only || new.kind != old.kind || !new.holds(old));
         exports.push(new);
+        Ok(())
     }
 
     fn take(&mut self, disks: &Disks, names: &[String]) {

@@ -14,7 +14,7 @@ use crate::supervise::{self, Host, Outcome, Over, Session};
 use crate::switch::peers::{self, Linker, Switches};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig, VarInt};
 use span_api::auth::{PROOF_BYTES, Role, Token};
-use span_api::guest::Export;
+use span_api::guest::{Export, Kind};
 use span_api::link::{
     CLOSE_BUSY, CLOSE_DONE, CLOSE_PROTOCOL, CLOSE_STOPPING, CLOSE_TOKEN, Hello, STREAM_LINK,
     STREAM_SESSION, STREAM_SWITCH,
@@ -59,8 +59,9 @@ pub(crate) struct Options {
     /// Where kernels sent by coordinators are kept [default: $XDG_CACHE_HOME/span or ~/.cache/span]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Directory that guests may mount; as often as wanted [default: none]
-    #[arg(long, value_name = "DIR[,ro]")]
+    /// Directory or SQLite database that guests may mount; as often as wanted [default: none]. With
+    /// owners=mapped, owners, modes and kinds of files are the guest's and kept in extended attributes
+    #[arg(long, value_name = "DIR[,ro][,owners=mapped]|sqlite:FILE[,ro]")]
     export: Vec<OsString>,
     /// Another daemon with the same token, as HOST:PORT, with which this one has its guests' switches in common;
     /// as often as wanted. One side of two is enough
@@ -85,22 +86,27 @@ fn check_peer(value: &str) -> Result<(), Failure> {
 
 /// One `--export`.
 fn export(value: &OsStr) -> Result<Export, Failure> {
-    let bytes = value.as_bytes();
-    let (directory, read_only) = match bytes.strip_suffix(b",ro") {
-        Some(directory) => (directory, true),
-        None => (bytes, false),
-    };
-    let path = Path::new(OsStr::from_bytes(directory));
     let wrong = |why: &dyn std::fmt::Display| {
         Failure::usage(format!("--export {}: {why}", value.display()))
     };
+    let (what, read_only, mapped) = Export::options(value.as_bytes());
+    let (kind, directory) = Kind::split(what);
+    let kind = span_api::guest::kind(kind, mapped).map_err(|why| wrong(&why))?;
+    let path = Path::new(OsStr::from_bytes(directory));
     if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
         return Err(wrong(
-            &"must be an absolute directory without .., or DIR,ro",
+            &"must be an absolute directory without .., or sqlite: and such a file; \
+              ,ro and for a directory ,owners=mapped may follow",
         ));
     }
-    std::fs::read_dir(path).map_err(|error| wrong(&error))?;
+    match kind {
+        Kind::Sqlite => span_api::guest::check_database(path).map_err(|why| wrong(&why))?,
+        _ => std::fs::read_dir(path)
+            .map(drop)
+            .map_err(|error| wrong(&error))?,
+    }
     Ok(Export {
+        kind,
         directory: directory.to_vec(),
         read_only,
     })
@@ -116,6 +122,12 @@ fn exports(values: &[OsString]) -> Result<Vec<Export>, Failure> {
             let clash = |inner: &Export, outer: &Export| {
                 inner.read_only && !outer.read_only && outer.holds(inner)
             };
+            if new.kind != old.kind && new.holds(old) && old.holds(&new) {
+                return Err(Failure::usage(format!(
+                    "--export {}: is exported with other owners already",
+                    value.display()
+                )));
+            }
             if clash(&new, old) || clash(old, &new) {
                 let writable = [&new, old].map(|one| String::from_utf8_lossy(&one.directory));
                 return Err(Failure::usage(format!(

@@ -13,7 +13,7 @@ use crate::network::{Behind, Networks};
 use crate::process::{Change, Process, Start};
 use crate::switch::peers::Switches;
 use span_api::codec;
-use span_api::guest::{Export, FromGuest, Setup, ToGuest};
+use span_api::guest::{Export, FromGuest, Kind, Setup, ToGuest};
 use span_api::link::{CHUNK_BYTES_MAX, FromAgent, Hello, Spawn, ToAgent};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
@@ -451,6 +451,7 @@ async fn session(session: &mut Session) -> Result<OwnedFd, String> {
 fn check_exported(disks: &[Vec<u8>], exports: &[Export]) -> Result<(), String> {
     for disk in disks {
         let file = Export {
+            kind: Kind::Directory,
             directory: disk.clone(),
             read_only: true,
         };

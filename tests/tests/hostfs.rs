@@ -562,8 +562,8 @@ fn an_ordinary_user_has_the_rights_of_one() {
 fn bad_input_is_named() {
     let world = World::new();
     for (value, part) in [
-        ("", "[NODE:]DIR=MOUNTPOINT[,ro]"),
-        ("/usr", "[NODE:]DIR=MOUNTPOINT[,ro]"),
+        ("", "[NODE:]DIR=MOUNTPOINT,"),
+        ("/usr", "[NODE:]DIR=MOUNTPOINT,"),
         ("d:/usr=/m", "no node d; --nodes has a, b, c"),
         ("usr=/m", "absolute"),
         ("/usr=m", "absolute"),

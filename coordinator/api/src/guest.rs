@@ -137,9 +137,41 @@ pub enum Paging {
     Uffd,
 }
 
-/// A directory of a node's host that the guest may mount.
+/// What is behind a path that a node exports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    #[default]
+    Directory,
+    /// A directory whose files have owners, modes and kinds of the guest's, kept beside them.
+    Mapped,
+    /// A SQLite database.
+    Sqlite,
+}
+
+/// What stands before the path of a database.
+pub const SQLITE: &[u8] = b"sqlite:";
+
+/// Names of places in which no node can be.
+pub const RESERVED: [&str; 2] = ["sqlite", "union"];
+
+impl Kind {
+    /// The kind of `[sqlite:]PATH`, and the path.
+    pub fn split(value: &[u8]) -> (Self, &[u8]) {
+        match value.strip_prefix(SQLITE) {
+            Some(path) => (Self::Sqlite, path),
+            None => (Self::Directory, value),
+        }
+    }
+
+    pub fn is_directory(self) -> bool {
+        self != Self::Sqlite
+    }
+}
+
+/// A directory of a node's host, or a database there, that the guest may mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
+    pub kind: Kind,
     /// Absolute.
     pub directory: Vec<u8>,
     pub read_only: bool,
@@ -148,7 +180,61 @@ pub struct Export {
 impl Export {
     /// Whether `other` is the same directory or one below it, by their names.
     pub fn holds(&self, other: &Export) -> bool {
-        path(&other.directory).starts_with(path(&self.directory))
+        self.kind.is_directory() == other.kind.is_directory()
+            && path(&other.directory).starts_with(path(&self.directory))
+    }
+
+    /// Reads what may follow the path of one: `,ro` and `,owners=mapped`, in any order. Gives back what stands before.
+    pub fn options(value: &[u8]) -> (&[u8], bool, bool) {
+        let (mut rest, mut read_only, mut mapped) = (value, false, false);
+        loop {
+            if let Some(before) = rest.strip_suffix(b",ro") {
+                (rest, read_only) = (before, true);
+            } else if let Some(before) = rest.strip_suffix(b",owners=mapped") {
+                (rest, mapped) = (before, true);
+            } else {
+                return (rest, read_only, mapped);
+            }
+        }
+    }
+
+    /// The path as the guest names it after the node's name.
+    pub fn name(&self) -> Vec<u8> {
+        match self.kind {
+            Kind::Sqlite => [SQLITE, &self.directory].concat(),
+            _ => self.directory.clone(),
+        }
+    }
+}
+
+/// Why a kind and an option do not go together; checked where a user says so.
+pub fn kind(kind: Kind, mapped: bool) -> Result<Kind, &'static str> {
+    match (kind, mapped) {
+        (Kind::Sqlite, true) => Err("owners=mapped is for directories"),
+        (Kind::Directory, true) => Ok(Kind::Mapped),
+        (kind, _) => Ok(kind),
+    }
+}
+
+/// Whether a file says that it is a SQLite database, by its first bytes; an empty one is one, too.
+pub fn check_database(path: &Path) -> Result<(), String> {
+    use std::io::Read;
+    const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    if !file
+        .metadata()
+        .map_err(|error| error.to_string())?
+        .is_file()
+    {
+        return Err("is no file".into());
+    }
+    let mut first = Vec::new();
+    file.take(MAGIC.len() as u64)
+        .read_to_end(&mut first)
+        .map_err(|error| error.to_string())?;
+    match first.is_empty() || first == MAGIC {
+        true => Ok(()),
+        false => Err("is no SQLite database".into()),
     }
 }
 

@@ -121,9 +121,19 @@ fn parse_mount(value: &[u8]) -> Option<HostMount> {
 
 /// `NODE:/directory`, or `/directory` of the first node.
 fn is_of_host(value: &[u8]) -> bool {
+    if let Some(members) = value.strip_prefix(b"union:") {
+        return members.split(|byte| *byte == b'+').all(is_of_host);
+    }
     let end = value.iter().position(|byte| b":/".contains(byte));
     end.is_some_and(|end| match value[end] {
-        b':' => end > 0 && value[end + 1..].starts_with(b"/"),
+        b':' => {
+            let path = &value[end + 1..];
+            end > 0
+                && path
+                    .strip_prefix(b"sqlite:")
+                    .unwrap_or(path)
+                    .starts_with(b"/")
+        }
         _ => end == 0,
     })
 }
@@ -241,8 +251,14 @@ mod tests {
             mount_point: "/mnt".into(),
             read_only,
         };
-        let line = "span.hostfs=b:/srv=/mnt span.hostfs=/a=b=/mnt,ro";
-        let wanted = [mount("b:/srv", false), mount("/a=b", true)];
+        let line = "span.hostfs=b:/srv=/mnt span.hostfs=/a=b=/mnt,ro span.hostfs=b:sqlite:/d=/mnt \
+            span.hostfs=union:a:/x+b:/y=/mnt";
+        let wanted = [
+            mount("b:/srv", false),
+            mount("/a=b", true),
+            mount("b:sqlite:/d", false),
+            mount("union:a:/x+b:/y", false),
+        ];
         assert_eq!(mounts(line).unwrap(), wanted);
         for value in [
             "",

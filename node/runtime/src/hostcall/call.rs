@@ -149,7 +149,7 @@ impl Job {
 
     fn run_here(&self) -> Done {
         let (env, work) = (self.env, self.work);
-        if work.op.needs_host_stack() || export::concerns(&work) {
+        if work.op.needs_host_stack() || export::concerns(&work) || export::is_about_held(&work) {
             self.slot.on_host_stack(move || exec(env, &work))
         } else {
             exec(env, &work)
@@ -223,21 +223,19 @@ impl Job {
 pub(super) fn by_value(env: &'static Env, place: Place, op: Op, rest: [i64; 4]) -> i64 {
     let [a, b, c, d] = rest;
     let args = [place.raw().into(), a, b, c, d, 0];
+    let none = core::ptr::null_mut();
+    let work = Work {
+        op,
+        args,
+        input: none,
+        input_len: 0,
+        output: none,
+        output_cap: 0,
+        tmp: none,
+    };
     match place {
-        Place::Here(_) if !op.needs_host_stack() => {
-            let none = core::ptr::null_mut();
-            let done = exec(
-                env,
-                &Work {
-                    op,
-                    args,
-                    input: none,
-                    input_len: 0,
-                    output: none,
-                    output_cap: 0,
-                    tmp: none,
-                },
-            );
+        Place::Here(_) if !op.needs_host_stack() && !export::is_about_held(&work) => {
+            let done = exec(env, &work);
             if done.errno != 0 {
                 set_errno(done.errno);
             }

@@ -1,6 +1,6 @@
 //! What the boundary knows of the rest of the runtime, and where a descriptor or path belongs.
 
-use super::export::{DISK_SCHEME, SCHEME};
+use super::export::{self, DISK_SCHEME, SCHEME};
 use super::slot::{self, Slot};
 use core::ffi::c_char;
 use core::fmt::{self, Write};
@@ -109,6 +109,11 @@ pub(super) fn for_path(path: *const c_char) -> Option<&'static Env> {
         let is_ours = !path.is_null() && (begins_with(SCHEME) || begins_with(DISK_SCHEME));
         is_ours.then(any).flatten()
     })
+}
+
+/// As [`for_path`], for a descriptor. Context: signal.
+pub(super) fn for_fd(fd: i32) -> Option<&'static Env> {
+    active().or_else(|| export::is_held(fd).then(any).flatten())
 }
 
 /// Where a descriptor lives, with its number there.

@@ -3,6 +3,7 @@
 use super::call::{Job, by_value, refuse};
 use super::env::{self, Env, Place, fail};
 use super::exec::{KIND_MESSAGES, KIND_SEEKABLE, Op};
+use super::export;
 use super::wire::DATA_MAX;
 use core::ffi::{c_int, c_long, c_ulong, c_void};
 use libc::{iovec, off64_t, size_t, ssize_t};
@@ -33,13 +34,15 @@ pub(super) extern "C" fn __wrap_pread64(
     len: size_t,
     offset: off64_t,
 ) -> ssize_t {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_fd(fd) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::pread64(fd, buf, len, offset) };
     };
     match env.place(fd) {
         // SAFETY: as above; the buffer is no guest memory.
-        Place::Here(fd) if !env.guest(buf, len) => unsafe { libc::pread64(fd, buf, len, offset) },
+        Place::Here(fd) if !env.guest(buf, len) && !export::is_held(fd) => unsafe {
+            libc::pread64(fd, buf, len, offset)
+        },
         place => read_into(
             env,
             place,
@@ -78,13 +81,15 @@ pub(super) extern "C" fn __wrap_pwrite64(
     len: size_t,
     offset: off64_t,
 ) -> ssize_t {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_fd(fd) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::pwrite64(fd, buf, len, offset) };
     };
     match env.place(fd) {
         // SAFETY: as above; the buffer is no guest memory.
-        Place::Here(fd) if !env.guest(buf, len) => unsafe { libc::pwrite64(fd, buf, len, offset) },
+        Place::Here(fd) if !env.guest(buf, len) && !export::is_held(fd) => unsafe {
+            libc::pwrite64(fd, buf, len, offset)
+        },
         place => {
             let mut from = Cursor::one(buf.cast_mut(), len);
             write_from(env, place, Op::Pwrite, &mut from, len, offset)
@@ -310,7 +315,7 @@ pub(super) fn write_from(
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_lseek64(fd: c_int, offset: off64_t, whence: c_int) -> off64_t {
-    match env::active() {
+    match env::for_fd(fd) {
         Some(env) => by_value(env, env.place(fd), Op::Seek, [offset, whence.into(), 0, 0]),
         // SAFETY: no pointers.
         None => unsafe { libc::lseek64(fd, offset, whence) },
@@ -319,7 +324,7 @@ pub(super) extern "C" fn __wrap_lseek64(fd: c_int, offset: off64_t, whence: c_in
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_close(fd: c_int) -> c_int {
-    match env::active() {
+    match env::for_fd(fd) {
         Some(env) => by_value(env, env.place(fd), Op::Close, [0; 4]) as c_int,
         // SAFETY: no pointers; the descriptor is the caller's.
         None => unsafe { libc::close(fd) },
@@ -328,7 +333,7 @@ pub(super) extern "C" fn __wrap_close(fd: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_fsync(fd: c_int) -> c_int {
-    match env::active() {
+    match env::for_fd(fd) {
         Some(env) => by_value(env, env.place(fd), Op::Sync, [0; 4]) as c_int,
         // SAFETY: no pointers.
         None => unsafe { libc::fsync(fd) },
@@ -337,7 +342,7 @@ pub(super) extern "C" fn __wrap_fsync(fd: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_fdatasync(fd: c_int) -> c_int {
-    match env::active() {
+    match env::for_fd(fd) {
         Some(env) => by_value(env, env.place(fd), Op::Sync, [1, 0, 0, 0]) as c_int,
         // SAFETY: no pointers.
         None => unsafe { libc::fdatasync(fd) },
@@ -346,7 +351,7 @@ pub(super) extern "C" fn __wrap_fdatasync(fd: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_ftruncate64(fd: c_int, len: off64_t) -> c_int {
-    match env::active() {
+    match env::for_fd(fd) {
         Some(env) => by_value(env, env.place(fd), Op::Truncate, [len, 0, 0, 0]) as c_int,
         // SAFETY: no pointers.
         None => unsafe { libc::ftruncate64(fd, len) },
@@ -360,7 +365,7 @@ pub(super) extern "C" fn __wrap_fallocate64(
     offset: off64_t,
     len: off64_t,
 ) -> c_int {
-    match env::active() {
+    match env::for_fd(fd) {
         Some(env) => by_value(
             env,
             env.place(fd),
@@ -374,7 +379,7 @@ pub(super) extern "C" fn __wrap_fallocate64(
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_fchmod(fd: c_int, mode: libc::mode_t) -> c_int {
-    match env::active() {
+    match env::for_fd(fd) {
         Some(env) => by_value(env, env.place(fd), Op::Mode, [mode.into(), 0, 0, 0]) as c_int,
         // SAFETY: no pointers.
         None => unsafe { libc::fchmod(fd, mode) },
@@ -383,7 +388,7 @@ pub(super) extern "C" fn __wrap_fchmod(fd: c_int, mode: libc::mode_t) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_fchown(fd: c_int, user: libc::uid_t, group: libc::gid_t) -> c_int {
-    match env::active() {
+    match env::for_fd(fd) {
         Some(env) => {
             let args = [user.into(), group.into(), 0, 0];
             by_value(env, env.place(fd), Op::Owner, args) as c_int
@@ -395,7 +400,7 @@ pub(super) extern "C" fn __wrap_fchown(fd: c_int, user: libc::uid_t, group: libc
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_dup(fd: c_int) -> c_int {
-    match env::active() {
+    match env::for_fd(fd) {
         Some(env) => by_value(env, env.place(fd), Op::Duplicate, [0; 4]) as c_int,
         // SAFETY: no pointers.
         None => unsafe { libc::dup(fd) },
@@ -404,7 +409,7 @@ pub(super) extern "C" fn __wrap_dup(fd: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_dup2(old: c_int, new: c_int) -> c_int {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_fd(old).or_else(|| env::for_fd(new)) else {
         // SAFETY: no pointers.
         return unsafe { libc::dup2(old, new) };
     };

@@ -292,7 +292,7 @@ pub(super) extern "C" fn __wrap_statx(
     mask: c_uint,
     to: *mut libc::statx,
 ) -> c_int {
-    let Some(env) = env::for_path(path) else {
+    let Some(env) = env::for_path(path).or_else(|| env::for_fd(fd)) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::statx(fd, path, flags, mask, to) };
     };
@@ -353,7 +353,7 @@ fn put_times(job: &mut Job, times: *const timeval) -> bool {
 
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_futimes(fd: c_int, times: *const timeval) -> c_int {
-    let Some(env) = env::active() else {
+    let Some(env) = env::for_fd(fd) else {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::futimes(fd, times) };
     };
@@ -382,6 +382,37 @@ pub(super) extern "C" fn __wrap_utimes(path: *const c_char, times: *const timeva
         return -1;
     }
     job.run_on_owner() as c_int
+}
+
+/// utimensat(2) as hostfs calls it: on a descriptor, or on a path without one.
+pub(super) fn set_times(
+    env: &'static Env,
+    fd: c_int,
+    path: *const c_char,
+    times: *const libc::timespec,
+) -> c_int {
+    let place = env.place(fd);
+    let args = [place.raw().into(), 0, 0, 0, 0, 0];
+    let op = match path.is_null() {
+        true => Op::Times,
+        false => Op::PathTimes,
+    };
+    let Some(mut job) = Job::new(env, op, args) else {
+        return -1;
+    };
+    // SAFETY: the caller passed two times, and perhaps a path.
+    unsafe {
+        if !job.put(times.cast(), size_of::<[libc::timespec; 2]>()) {
+            return -1;
+        }
+        if path.is_null() {
+            return job.run(place.node(env)) as c_int;
+        }
+        match job.put_path(path) {
+            true => job.run_on_owner() as c_int,
+            false => -1,
+        }
+    }
 }
 
 /// The stream that the guest sees is a number of its owner's table; nobody looks behind it. No pointer has this bit.

@@ -25,6 +25,9 @@ pub(super) extern "C" fn __wrap_syscall(
 ) -> c_long {
     let env = match number {
         libc::SYS_renameat2 => env::for_path(ptr(b)),
+        libc::SYS_getdents64 => env::for_fd(a as c_int),
+        libc::SYS_utimensat if b == 0 => env::for_fd(a as c_int),
+        libc::SYS_utimensat => env::for_path(ptr(b)),
         _ => env::active(),
     };
     let Some(env) = env else {
@@ -46,6 +49,7 @@ pub(super) extern "C" fn __wrap_syscall(
         libc::SYS_renameat2 if a as c_int == libc::AT_FDCWD && c as c_int == libc::AT_FDCWD => {
             super::fs::rename_with_flags(env, ptr(b), ptr(d), e as c_uint).into()
         }
+        libc::SYS_utimensat => super::fs::set_times(env, a as c_int, ptr(b), ptr(c)).into(),
         libc::SYS_getdents64 => super::fs::entries(env, a as c_int, ptr::<u8>(b).cast_mut(), c),
         libc::SYS_execveat => execveat(env, a as c_int, ptr(b), ptr(c), ptr(d), e as c_int),
         libc::SYS_seccomp => seccomp(env, a, b, ptr(c)),

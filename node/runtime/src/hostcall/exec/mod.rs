@@ -136,7 +136,7 @@ impl Done {
 }
 
 impl Work {
-    fn fd(&self) -> i32 {
+    pub(super) fn fd(&self) -> i32 {
         self.args[0] as i32
     }
 
@@ -187,6 +187,9 @@ impl Work {
 
 /// Context: signal (unless the operation needs a host stack).
 pub(super) fn exec(env: &Env, work: &Work) -> Done {
+    if let Some(done) = export::exec_on_held(env, work) {
+        return done;
+    }
     let done = match work.op as u16 {
         0..32 => file::exec(env, work),
         32..64 => export::exec(env, work).map_or_else(|| path::exec(env, work), Some),

@@ -135,11 +135,11 @@ fn system_calls_by_number() {
         let (pid, tid) = unsafe { (libc::getpid(), libc::gettid()) };
         assert_eq!(
             __wrap_syscall(libc::SYS_getpid, 0, 0, 0, 0, 0, 0),
-            pid.into()
+            i64::from(pid)
         );
         assert_eq!(
             __wrap_syscall(libc::SYS_gettid, 0, 0, 0, 0, 0, 0),
-            tid.into()
+            i64::from(tid)
         );
         assert_eq!(
             (__wrap_syscall(libc::SYS_sysinfo, 0, 0, 0, 0, 0, 0), errno()),

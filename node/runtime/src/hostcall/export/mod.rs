@@ -3,20 +3,32 @@
 //! hostfs names what it works on as `span://NODE/directory/file`; without a name it is the first node. The call is
 //! executed on that node ([`owner`]), beneath one of the directories that the node exports ([`set_up`]). What the
 //! guest says of a path is never taken for true: each call resolves it anew, from the exported directory's own
-//! descriptor, by openat2(2) with `RESOLVE_BENEATH`. So neither `..`, nor a symbolic link, nor a directory that is
-//! renamed at the same time leads out. The guest follows symbolic links itself, in its own name space; here the last
-//! part of a path is never followed.
+//! descriptor ([`directory`]). What is behind a path is a [`Tree`].
 //!
 //! Runs on a host stack or on a thread of the runtime's: it allocates.
 
-use super::env::{Env, errno};
+mod directory;
+mod listing;
+mod mapped;
+mod opened;
+mod sqlite;
+mod tree;
+mod union;
+
+use super::env::Env;
 use super::exec::{Done, Op, Work};
-use span_api::guest::Export;
-use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use directory::Directory;
+use mapped::Mapped;
+use span_api::guest::{Export, Kind, RESERVED, SQLITE};
+use sqlite::Sqlite;
+use std::ffi::{CStr, OsStr};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
+use tree::Tree;
+
+pub(super) use opened::{concerns as is_about_held, exec as exec_on_held, is_held};
 
 pub(super) const SCHEME: &[u8] = b"span://";
 
@@ -24,14 +36,13 @@ pub(super) const SCHEME: &[u8] = b"span://";
 /// whoever has the guest started to say, and for its management console, not for programs in it.
 pub(super) const DISK_SCHEME: &[u8] = b"span-disk://";
 
-/// An exported directory, open.
+/// What is exported under a path.
 #[derive(Debug)]
 struct Root {
     path: PathBuf,
-    directory: OwnedFd,
+    tree: Box<dyn Tree>,
+    is_directory: bool,
     read_only: bool,
-    /// Whether paths must not lead out of it.
-    confines: bool,
 }
 
 static ROOTS: OnceLock<Vec<Root>> = OnceLock::new();
@@ -48,13 +59,17 @@ pub(crate) fn set_up(
 ) -> Result<(), String> {
     let _ = ROOTS.set(open_roots(exports)?);
     if any_disk {
-        let all = Export {
-            directory: b"/".to_vec(),
+        let root = PathBuf::from("/");
+        let all = Directory::open(&root).map_err(|error| {
+            let error = std::io::Error::from_raw_os_error(error);
+            format!("{}: {error}", root.display())
+        })?;
+        let _ = DISKS.set(vec![Root {
+            path: root,
+            tree: Box::new(all.that_leads_anywhere()),
+            is_directory: true,
             read_only: false,
-        };
-        let mut roots = open_roots(&[all])?;
-        roots.iter_mut().for_each(|root| root.confines = false);
-        let _ = DISKS.set(roots);
+        }]);
     }
     let _ = NODES.set(nodes);
     Ok(())
@@ -64,35 +79,28 @@ fn open_roots(exports: &[Export]) -> Result<Vec<Root>, String> {
     let mut roots = Vec::new();
     for export in exports {
         let path = PathBuf::from(OsStr::from_bytes(&export.directory));
-        let directory = open_root(&path).map_err(|error| {
-            let error = std::io::Error::from_raw_os_error(error);
-            format!("exporting {}: {error}", path.display())
-        })?;
+        let read_only = export.read_only;
+        let tree = || -> Result<Box<dyn Tree>, String> {
+            let said = |error| std::io::Error::from_raw_os_error(error).to_string();
+            Ok(match export.kind {
+                Kind::Directory => Box::new(Directory::open(&path).map_err(said)?),
+                Kind::Mapped => Box::new(Mapped::open(&path, read_only)?),
+                Kind::Sqlite => Box::new(Sqlite::open(&path, read_only)?),
+            })
+        };
+        let name = export.name();
+        let tree = tree()
+            .map_err(|error| format!("exporting {}: {error}", String::from_utf8_lossy(&name)))?;
         roots.push(Root {
             path,
-            directory,
-            read_only: export.read_only,
-            confines: true,
+            tree,
+            is_directory: export.kind.is_directory(),
+            read_only,
         });
     }
     // What lies inside another comes first.
     roots.sort_by_key(|root| std::cmp::Reverse(root.path.components().count()));
     Ok(roots)
-}
-
-fn open_root(path: &Path) -> Result<OwnedFd, i32> {
-    let text = CString::new(path.as_os_str().as_bytes()).map_err(|_| libc::EINVAL)?;
-    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    // SAFETY: passes a string.
-    owned(unsafe { libc::open(text.as_ptr(), flags) }.into())
-}
-
-fn owned(fd: i64) -> Result<OwnedFd, i32> {
-    match i32::try_from(fd) {
-        // SAFETY: the caller has just got the descriptor from the host.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(errno()),
-    }
 }
 
 /// The paths that an operation is about, as far as it is about any.
@@ -118,12 +126,10 @@ pub(super) fn concerns(work: &Work) -> bool {
 /// The node that has to execute an operation on paths of hostfs's; `None` for another. Context: signal.
 pub(super) fn owner(work: &Work) -> Option<Result<u16, i32>> {
     let node = |path: &CStr| {
-        let (name, _) = split(path.to_bytes())?;
-        let nodes = NODES.get().map(Vec::as_slice).unwrap_or_default();
-        let named = nodes.iter().position(|node| node == name);
-        Some(match name.is_empty() {
-            true => Ok(0),
-            false => named.map(|index| index as u16).ok_or(libc::EHOSTUNREACH),
+        let (name, rest) = split(path.to_bytes())?;
+        Some(match name == union::NAME {
+            true => node_of(union::first_node(rest)),
+            false => node_of(name),
         })
     };
     let (first, second) = paths(work)?;
@@ -132,6 +138,25 @@ pub(super) fn owner(work: &Work) -> Option<Result<u16, i32>> {
         Some(second) if second != Some(first) => Some(Err(libc::EXDEV)),
         _ => Some(first),
     }
+}
+
+fn is_reserved(name: &[u8]) -> bool {
+    RESERVED.iter().any(|reserved| reserved.as_bytes() == name)
+}
+
+/// Context: signal.
+fn node_of(name: &[u8]) -> Result<u16, i32> {
+    if name.is_empty() || is_scheme(name) {
+        return Ok(0);
+    }
+    let nodes = NODES.get().map(Vec::as_slice).unwrap_or_default();
+    let named = nodes.iter().position(|node| node == name);
+    named.map(|index| index as u16).ok_or(libc::EHOSTUNREACH)
+}
+
+/// Whether a node's name is none, but `sqlite` of `sqlite:/file`.
+fn is_scheme(name: &[u8]) -> bool {
+    SQLITE.strip_suffix(b":") == Some(name)
 }
 
 /// The node's name, and the path there.
@@ -143,76 +168,28 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     Some(rest.split_at(end.unwrap_or(rest.len())))
 }
 
-/// What of an exported directory a path is for.
+/// What of an exported tree a path is for.
 #[derive(Debug)]
 struct Target<'r> {
     root: &'r Root,
-    /// From the directory on; empty for itself.
+    /// From the tree's root on; empty for itself.
     inside: PathBuf,
-}
-
-fn c_string(path: &Path) -> Result<CString, i32> {
-    let bytes = match path.as_os_str().as_bytes() {
-        [] => b".",
-        bytes => bytes,
-    };
-    CString::new(bytes).map_err(|_| libc::EINVAL)
-}
-
-/// Opens something beneath a directory, wherever its names lead by now.
-fn open_beneath(from: RawFd, path: &CStr, flags: i32, mode: u32) -> Result<OwnedFd, i32> {
-    /// What changes at the same time is looked at again, but not for ever.
-    const TRIES: u32 = 64;
-    // SAFETY: a structure of numbers.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (flags | libc::O_CLOEXEC) as u64;
-    // The kernel refuses a mode that means nothing.
-    if flags & libc::O_CREAT != 0 {
-        how.mode = (mode & 0o7777).into();
-    }
-    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS;
-    let mut result = Err(libc::EAGAIN);
-    for _ in 0..TRIES {
-        // SAFETY: passes a string and a local of the size that is given.
-        result = owned(unsafe {
-            libc::syscall(
-                libc::SYS_openat2,
-                from,
-                path.as_ptr(),
-                &raw const how,
-                size_of_val(&how),
-            )
-        });
-        if !matches!(result, Err(libc::EAGAIN)) {
-            break;
-        }
-    }
-    // What lies outside is not exported.
-    result.map_err(|error| match error {
-        libc::EXDEV => libc::EPERM,
-        error => error,
-    })
-}
-
-/// The last name of a path, and the directory that it is in.
-#[derive(Debug)]
-struct Last {
-    directory: OwnedFd,
-    name: CString,
-}
-
-impl Last {
-    fn at(&self) -> RawFd {
-        self.directory.as_raw_fd()
-    }
 }
 
 impl Target<'static> {
     fn of(path: &CStr) -> Result<Self, i32> {
         let is_disk = path.to_bytes().starts_with(DISK_SCHEME);
-        let (_, path) = split(path.to_bytes()).ok_or(libc::EINVAL)?;
+        let (node, path) = split(path.to_bytes()).ok_or(libc::EINVAL)?;
         let roots = DISKS.get().filter(|_| is_disk).or_else(|| ROOTS.get());
-        Self::among(roots.map(Vec::as_slice).unwrap_or_default(), path)
+        let roots = roots.map(Vec::as_slice).unwrap_or_default();
+        // `NODE:sqlite:/file`, or without a node's name. A path of a directory has a slash here.
+        let database = path
+            .strip_prefix(b"/")
+            .and_then(|path| path.strip_prefix(SQLITE));
+        match database {
+            Some(path) => Self::among(roots, path, false),
+            None => Self::among(roots, path, !is_scheme(node)),
+        }
     }
 
     /// For a call that changes something.
@@ -226,7 +203,7 @@ impl Target<'static> {
 }
 
 impl<'r> Target<'r> {
-    fn among(roots: &'r [Root], path: &[u8]) -> Result<Self, i32> {
+    fn among(roots: &'r [Root], path: &[u8], in_directory: bool) -> Result<Self, i32> {
         let mut wanted = PathBuf::from("/");
         for component in Path::new(OsStr::from_bytes(path)).components() {
             match component {
@@ -235,7 +212,9 @@ impl<'r> Target<'r> {
                 Component::ParentDir | Component::Prefix(_) => return Err(libc::EPERM),
             }
         }
-        let root = roots.iter().find(|root| wanted.starts_with(&root.path));
+        let fits =
+            |root: &&Root| root.is_directory == in_directory && wanted.starts_with(&root.path);
+        let root = roots.iter().find(fits);
         let root = root.ok_or(libc::EPERM)?;
         let inside = wanted.strip_prefix(&root.path).map_err(|_| libc::EPERM)?;
         Ok(Self {
@@ -244,159 +223,100 @@ impl<'r> Target<'r> {
         })
     }
 
-    /// A symbolic link is not followed, unless it may lead anywhere.
-    fn open(&self, flags: i32, mode: u32) -> Result<OwnedFd, i32> {
-        let from = self.root.directory.as_raw_fd();
-        let inside = c_string(&self.inside)?;
-        if self.root.confines {
-            return open_beneath(from, &inside, flags | libc::O_NOFOLLOW, mode);
-        }
-        let flags = flags | libc::O_CLOEXEC;
-        // SAFETY: passes a string.
-        owned(unsafe { libc::openat(from, inside.as_ptr(), flags, mode) }.into())
-    }
-
-    /// The thing itself, whatever it is.
-    fn itself(&self) -> Result<OwnedFd, i32> {
-        self.open(libc::O_PATH, 0)
-    }
-
-    /// For calls that want a name in a directory.
-    fn last(&self) -> Result<Last, i32> {
-        let above = self.inside.parent().unwrap_or(Path::new(""));
-        let name = self.inside.file_name().map(Path::new);
-        let (from, flags) = (
-            self.root.directory.as_raw_fd(),
-            libc::O_PATH | libc::O_DIRECTORY,
-        );
-        Ok(Last {
-            directory: open_beneath(from, &c_string(above)?, flags, 0)?,
-            name: c_string(name.unwrap_or(Path::new("")))?,
-        })
+    fn tree(&self) -> &'r dyn Tree {
+        self.root.tree.as_ref()
     }
 }
 
 /// Executes an operation on a path of hostfs's; `None` for one on another path.
 pub(super) fn exec(env: &Env, work: &Work) -> Option<Done> {
     let (path, second) = paths(work)?;
-    split(path.to_bytes())?;
+    let (name, _) = split(path.to_bytes())?;
+    if name == union::NAME {
+        return Some(union::run(env, work).unwrap_or_else(Done::error));
+    }
     Some(run(env, work, path, second).unwrap_or_else(Done::error))
 }
 
 fn run(env: &Env, work: &Work, path: &CStr, second: Option<&CStr>) -> Result<Done, i32> {
     let second = || second.ok_or(libc::EINVAL);
     let mode = work.int(0) as u32;
-    // SAFETY: all of them: strings of the work or of this function's own, structures that were checked to lie
-    // in the work's buffers, descriptors that are open.
-    let done = unsafe {
-        match work.op {
-            Op::PathOpen => open(env, work, path)?,
-            Op::PathStat => {
-                let stat = work.output_struct::<libc::stat64>().ok_or(libc::EINVAL)?;
-                let file = Target::of(path)?.itself()?;
-                let result = libc::fstat64(file.as_raw_fd(), stat);
-                Done::with_output(result.into(), size_of::<libc::stat64>())
-            }
-            Op::PathStatx => {
-                let statx = work.output_struct::<libc::statx>().ok_or(libc::EINVAL)?;
-                let file = Target::of(path)?.itself()?;
-                let flags = work.int(1) & libc::AT_STATX_SYNC_TYPE | libc::AT_EMPTY_PATH;
-                let mask = work.int(2) as u32;
-                let result = libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, statx);
-                Done::with_output(result.into(), size_of::<libc::statx>())
-            }
-            Op::PathStatfs => {
-                let statfs = work.output_struct::<libc::statfs64>().ok_or(libc::EINVAL)?;
-                let file = Target::of(path)?.itself()?;
-                let result = libc::fstatfs64(file.as_raw_fd(), statfs);
-                Done::with_output(result.into(), size_of::<libc::statfs64>())
-            }
-            Op::PathAccess => {
-                let target = Target::of(path)?;
-                let wanted = work.int(0);
-                if target.root.read_only && wanted & libc::W_OK != 0 {
-                    return Err(libc::EROFS);
-                }
-                let (file, flags) = (target.itself()?, libc::AT_EMPTY_PATH);
-                let (fd, none) = (file.as_raw_fd(), c"".as_ptr());
-                Done::of(libc::syscall(libc::SYS_faccessat2, fd, none, wanted, flags))
-            }
-            Op::PathReadlink => {
-                let link = Target::of(path)?.itself()?;
-                let (fd, none) = (link.as_raw_fd(), c"".as_ptr());
-                let n = libc::readlinkat(fd, none, work.output.cast(), work.output_cap);
-                Done::with_output(n as i64, n.max(0) as usize)
-            }
-            Op::PathMkdir => {
-                let last = Target::to_change(path)?.last()?;
-                Done::of(libc::mkdirat(last.at(), last.name.as_ptr(), mode).into())
-            }
-            Op::PathRmdir => {
-                let last = Target::to_change(path)?.last()?;
-                Done::of(libc::unlinkat(last.at(), last.name.as_ptr(), libc::AT_REMOVEDIR).into())
-            }
-            Op::PathUnlink => {
-                let last = Target::to_change(path)?.last()?;
-                Done::of(libc::unlinkat(last.at(), last.name.as_ptr(), 0).into())
-            }
-            Op::PathMknod => {
-                let last = Target::to_change(path)?.last()?;
-                let device = work.args[1] as u64;
-                Done::of(libc::mknodat(last.at(), last.name.as_ptr(), mode, device).into())
-            }
-            Op::PathMode => {
-                let file = Target::to_change(path)?.itself()?;
-                // There is no call for a descriptor like this before Linux 6.6. The path leads to it alone.
-                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-                let path = CString::new(path).map_err(|_| libc::EINVAL)?;
-                Done::of(libc::chmod(path.as_ptr(), mode).into())
-            }
-            Op::PathOwner => {
-                let file = Target::to_change(path)?.itself()?;
-                let group = work.int(1) as u32;
-                let flags = libc::AT_EMPTY_PATH;
-                Done::of(libc::fchownat(file.as_raw_fd(), c"".as_ptr(), mode, group, flags).into())
-            }
-            Op::PathTruncate => {
-                let file = Target::to_change(path)?.open(libc::O_WRONLY | STEADY, 0)?;
-                Done::of(libc::ftruncate64(file.as_raw_fd(), work.args[0]).into())
-            }
-            Op::PathTimes => {
-                let times = work
-                    .struct_at::<[libc::timespec; 2]>(0)
-                    .ok_or(libc::EINVAL)?;
-                let last = Target::to_change(path)?.last()?;
-                let flags = libc::AT_SYMLINK_NOFOLLOW;
-                let result = libc::utimensat(last.at(), last.name.as_ptr(), times.cast(), flags);
-                Done::of(result.into())
-            }
-            Op::PathLink => {
-                let from = Target::to_change(path)?.last()?;
-                let to = Target::to_change(second()?)?.last()?;
-                let (old, new) = (from.name.as_ptr(), to.name.as_ptr());
-                Done::of(libc::linkat(from.at(), old, to.at(), new, 0).into())
-            }
-            Op::PathSymlink => {
-                let (says, _) = work.text_at(0).ok_or(libc::EINVAL)?;
-                let last = Target::to_change(path)?.last()?;
-                Done::of(libc::symlinkat(says.as_ptr(), last.at(), last.name.as_ptr()).into())
-            }
-            Op::PathRename => {
-                let from = Target::to_change(path)?.last()?;
-                let to = Target::to_change(second()?)?.last()?;
-                Done::of(libc::syscall(
-                    libc::SYS_renameat2,
-                    from.at(),
-                    from.name.as_ptr(),
-                    to.at(),
-                    to.name.as_ptr(),
-                    work.int(0),
-                ))
-            }
-            _ => return Err(libc::EINVAL),
+    /// Calls a method of the tree on the path in it.
+    macro_rules! on {
+        ($target:ident . $method:ident ( $($argument:expr),* )) => {{
+            let target = Target::$target(path)?;
+            target.tree().$method(&target.inside, $($argument),*)?
+        }};
+    }
+    match work.op {
+        Op::PathOpen => return open(env, work, path),
+        Op::PathStat => {
+            let stat = on!(of.stat(0, libc::STATX_BASIC_STATS));
+            return give(work, tree::stat64(&stat));
         }
-    };
-    Ok(done)
+        Op::PathStatx => {
+            let flags = work.int(1) & libc::AT_STATX_SYNC_TYPE;
+            return give(work, on!(of.stat(flags, work.int(2) as u32)));
+        }
+        Op::PathStatfs => return give(work, on!(of.statfs())),
+        Op::PathAccess => {
+            let target = Target::of(path)?;
+            let wanted = work.int(0);
+            if target.root.read_only && wanted & libc::W_OK != 0 {
+                return Err(libc::EROFS);
+            }
+            target.tree().access(&target.inside, wanted)?;
+        }
+        Op::PathReadlink => {
+            // SAFETY: the maker of the work guarantees that many bytes.
+            let to = unsafe { std::slice::from_raw_parts_mut(work.output, work.output_cap) };
+            let n = on!(of.read_link(to));
+            return Ok(Done::with_output(n as i64, n));
+        }
+        Op::PathMkdir => on!(to_change.make_directory(mode)),
+        Op::PathRmdir => on!(to_change.remove_directory()),
+        Op::PathUnlink => on!(to_change.unlink()),
+        Op::PathMknod => on!(to_change.make_node(mode, work.args[1] as u64)),
+        Op::PathMode => on!(to_change.set_mode(mode)),
+        Op::PathOwner => on!(to_change.set_owner(mode, work.int(1) as u32)),
+        Op::PathTruncate => on!(to_change.truncate(work.args[0])),
+        Op::PathTimes => {
+            let times = work
+                .struct_at::<[libc::timespec; 2]>(0)
+                .ok_or(libc::EINVAL)?;
+            // SAFETY: it was checked to lie in the work's input.
+            on!(to_change.set_times(unsafe { &*times }));
+        }
+        Op::PathSymlink => {
+            let (says, _) = work.text_at(0).ok_or(libc::EINVAL)?;
+            on!(to_change.symlink(says));
+        }
+        Op::PathLink | Op::PathRename => {
+            let (from, to) = (Target::to_change(path)?, Target::to_change(second()?)?);
+            let flags = (work.op == Op::PathRename).then_some(mode);
+            let (tree, other) = (from.tree(), to.tree());
+            match (tree.directory(), other.directory()) {
+                (Some(here), Some(there)) => {
+                    directory::link(here, &from.inside, there, &to.inside, flags)?;
+                }
+                _ if !std::ptr::eq(from.root, to.root) => return Err(libc::EXDEV),
+                _ => match flags {
+                    Some(flags) => tree.rename(&from.inside, &to.inside, flags)?,
+                    None => tree.link(&from.inside, &to.inside)?,
+                },
+            }
+        }
+        _ => return Err(libc::EINVAL),
+    }
+    Ok(Done::of(0))
+}
+
+/// Hands a structure out.
+fn give<T>(work: &Work, value: T) -> Result<Done, i32> {
+    let to = work.output_struct::<T>().ok_or(libc::EINVAL)?;
+    // SAFETY: the output was checked to have room for it.
+    unsafe { to.write(value) };
+    Ok(Done::with_output(0, size_of::<T>()))
 }
 
 /// Flags that a file of the guest's may be opened with.
@@ -411,10 +331,6 @@ const OPEN_FLAGS: i32 = libc::O_ACCMODE
     | libc::O_DSYNC
     | libc::O_NOATIME;
 
-/// The guest opens regular files and directories. If one was exchanged for a pipe or a terminal, nothing waits for it,
-/// and it does not become this process's terminal.
-const STEADY: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
-
 fn open(env: &Env, work: &Work, path: &CStr) -> Result<Done, i32> {
     let flags = work.int(0) & OPEN_FLAGS;
     let changes =
@@ -423,21 +339,31 @@ fn open(env: &Env, work: &Work, path: &CStr) -> Result<Done, i32> {
         true => Target::to_change(path)?,
         false => Target::of(path)?,
     };
-    let file = target.open(flags | STEADY, work.int(1) as u32)?;
-    Ok(Done::descriptor(env, file.into_raw_fd()))
+    let mode = work.int(1) as u32;
+    let file = target.tree().open(&target.inside, flags, mode)?;
+    Ok(opened::hand_out(env, file))
 }
 
 /// A directory of hostfs's, to be listed.
 pub(super) fn open_directory(work: &Work) -> Option<Result<OwnedFd, i32>> {
     let (path, _) = paths(work)?;
     split(path.to_bytes())?;
-    let open = |target: Target<'_>| target.open(libc::O_RDONLY | libc::O_DIRECTORY, 0);
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+    let open = |target: Target<'_>| {
+        let opened = target.tree().open(&target.inside, flags, 0)?;
+        // A stream of libc's reads the descriptor itself.
+        match opened.held {
+            None => Ok(opened.fd),
+            Some(_) => Err(libc::EOPNOTSUPP),
+        }
+    };
     Some(Target::of(path).and_then(open))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::CString;
     use std::fs;
     use std::os::unix::fs::{MetadataExt, symlink};
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -451,6 +377,7 @@ mod tests {
         fs::write(place.path().join("beside/secret"), "secret").unwrap();
         fs::write(place.path().join("out/here/sub/file"), "file").unwrap();
         let export = |name: &str, read_only| Export {
+            kind: Kind::Directory,
             directory: place
                 .path()
                 .join(name)
@@ -469,6 +396,24 @@ mod tests {
             .join(name)
             .into_os_string()
             .into_encoded_bytes()
+    }
+
+    impl Target<'_> {
+        fn dir(&self) -> &Directory {
+            self.root.tree.directory().unwrap()
+        }
+
+        fn itself(&self) -> Result<OwnedFd, i32> {
+            self.dir().itself(&self.inside)
+        }
+
+        fn open(&self, flags: i32, mode: u32) -> Result<OwnedFd, i32> {
+            self.dir().open_inside(&self.inside, flags, mode)
+        }
+
+        fn last(&self) -> Result<directory::Last, i32> {
+            self.dir().last(&self.inside)
+        }
     }
 
     fn inode(fd: &OwnedFd) -> u64 {
@@ -490,7 +435,7 @@ mod tests {
     #[test]
     fn only_what_is_exported_is_found() {
         let (place, roots) = place();
-        let find = |name: &str| Target::among(&roots, &at(&place, name));
+        let find = |name: &str| Target::among(&roots, &at(&place, name), true);
         let found = |name: &str| {
             let target = find(name).unwrap();
             (target.root.read_only, target.inside)
@@ -505,8 +450,8 @@ mod tests {
         ] {
             assert_eq!(find(outside).unwrap_err(), libc::EPERM, "{outside}");
         }
-        assert_eq!(Target::among(&roots, b"").unwrap_err(), libc::EPERM);
-        assert_eq!(Target::among(&[], b"/").unwrap_err(), libc::EPERM);
+        assert_eq!(Target::among(&roots, b"", true).unwrap_err(), libc::EPERM);
+        assert_eq!(Target::among(&[], b"/", true).unwrap_err(), libc::EPERM);
     }
 
     #[test]
@@ -519,7 +464,7 @@ mod tests {
         symlink("/proc/self/root/etc", here.join("magic")).unwrap();
         for name in ["absolute/secret", "relative/secret", "magic/passwd"] {
             let path = at(&place, &format!("out/here/{name}"));
-            let target = Target::among(&roots, &path).unwrap();
+            let target = Target::among(&roots, &path, true).unwrap();
             let errors = [
                 target.itself().unwrap_err(),
                 target
@@ -530,14 +475,14 @@ mod tests {
             assert_eq!(errors, [libc::EPERM; 3], "{name}");
         }
         // The link itself is there, and is not followed.
-        let target = Target::among(&roots, &at(&place, "out/here/relative")).unwrap();
+        let target = Target::among(&roots, &at(&place, "out/here/relative"), true).unwrap();
         assert_eq!(target.open(libc::O_RDONLY, 0).unwrap_err(), libc::ELOOP);
         let link = target.itself().unwrap();
         assert_eq!(
             inode(&link),
             fs::symlink_metadata(here.join("relative")).unwrap().ino()
         );
-        let target = Target::among(&roots, &at(&place, "out/here/inside/file")).unwrap();
+        let target = Target::among(&roots, &at(&place, "out/here/inside/file"), true).unwrap();
         assert!(target.open(libc::O_RDONLY, 0).is_ok());
     }
 
@@ -548,12 +493,15 @@ mod tests {
         symlink(beside.join("secret"), here.join("disk")).unwrap();
         let path = at(&place, "out/here/disk");
         let open = |roots: &[Root]| {
-            let target = Target::among(roots, &path).unwrap();
+            let target = Target::among(roots, &path, true).unwrap();
             (target.open(libc::O_RDWR, 0), target.itself())
         };
         let confined = open(&roots);
         assert_eq!(confined.0.unwrap_err(), libc::ELOOP);
-        roots.iter_mut().for_each(|root| root.confines = false);
+        for root in &mut roots {
+            let directory = Directory::open(&root.path).unwrap();
+            root.tree = Box::new(directory.that_leads_anywhere());
+        }
         let secret = fs::metadata(beside.join("secret")).unwrap().ino();
         let (file, itself) = open(&roots);
         assert_eq!(
@@ -565,9 +513,9 @@ mod tests {
     #[test]
     fn nothing_is_changed_where_it_must_not_be() {
         let (place, roots) = place();
-        let target = Target::among(&roots, &at(&place, "out/here/constant/new")).unwrap();
+        let target = Target::among(&roots, &at(&place, "out/here/constant/new"), true).unwrap();
         assert!(target.root.read_only);
-        let target = Target::among(&roots, &at(&place, "out/here/new")).unwrap();
+        let target = Target::among(&roots, &at(&place, "out/here/new"), true).unwrap();
         assert!(!target.root.read_only);
         let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
         assert!(target.open(flags, 0o640).is_ok());
@@ -607,8 +555,8 @@ mod tests {
             });
             let _end = OnDrop(&over);
             for _ in 0..20_000 {
-                let opened =
-                    Target::among(&roots, &path).and_then(|target| target.open(libc::O_RDONLY, 0));
+                let opened = Target::among(&roots, &path, true)
+                    .and_then(|target| target.open(libc::O_RDONLY, 0));
                 match opened {
                     Ok(file) => {
                         assert_eq!(inode(&file), mine);
