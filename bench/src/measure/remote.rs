@@ -64,17 +64,24 @@ fn repetition(setting: &Setting, measured: &mut Measured) -> Result<()> {
             samples.add(outcome.samples(floor)?);
         }
     }
-    faults(setting, &[], &mut measured.faults, &mut measured.waits)
+    let effort = setting.effort.remote;
+    faults(
+        setting,
+        &[],
+        effort,
+        &mut measured.faults,
+        &mut measured.waits,
+    )
 }
 
-/// The faults of each kind, in a guest with these options.
+/// The faults of each kind on so many pages, as often, in a guest with these options.
 pub(super) fn faults(
     setting: &Setting,
     options: &[&str],
+    (pages, rounds): (u32, u32),
     faults: &mut ByKind,
     waits: &mut ByKind,
 ) -> Result<()> {
-    let (pages, rounds) = setting.effort.remote;
     let (pages, rounds) = (pages.to_string(), rounds.to_string());
     let mut counted: BTreeMap<String, Waits> = BTreeMap::new();
     let outcome = setting.span_with_marks(
