@@ -100,9 +100,9 @@ pub(crate) fn map(image: NodeImage) {
         return meet_nobody();
     }
     image::set(&image);
-    let boots = setup.node == 0;
+    let own = pager::own_pages(&setup, &image, usize::from(setup.node));
     let file_bytes = image.memory_size + stub::file_bytes(image.stub_data_size);
-    let view = match View::new(&image, file_bytes, boots, setup.paging) {
+    let view = match View::new(&image, file_bytes, &own, setup.paging) {
         Ok(view) => view,
         Err(error) => control::fail(&format!(
             "mapping {} MiB of guest memory (--paging {:?}): {error}",

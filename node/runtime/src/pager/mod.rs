@@ -35,8 +35,9 @@ use dsm::{Body, Config, Effect, Engine, Initial, NodeId, PageId, State};
 use net::{Net, NetError, News};
 use readahead::Readahead;
 use recorder::Recorder;
-use span_api::guest::{FromGuest, Setup, Stats};
+use span_api::guest::{FromGuest, NodeSpec, Setup, Stats};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::mpsc;
 use wire::Frame;
 
@@ -185,14 +186,37 @@ fn homes(setup: &Setup) -> Vec<(PageId, NodeId)> {
     homes
 }
 
+/// The pages that a node has when the guest starts: those that it is home of, but for the image, which the
+/// node that boots has.
+pub(crate) fn own_pages(setup: &Setup, image: &NodeImage, node: usize) -> Range<u32> {
+    let pages = |nodes: &[NodeSpec]| -> u32 {
+        let bytes: u64 = nodes.iter().map(|node| node.memory_bytes).sum();
+        (bytes / PAGE_BYTES as u64) as u32
+    };
+    let image_end = ((image.reserved - image.start) / PAGE_BYTES) as u32;
+    let end = pages(&setup.nodes[..=node]).max(image_end);
+    match node {
+        0 => 0..end,
+        _ => pages(&setup.nodes[..node]).max(image_end)..end,
+    }
+}
+
+fn owners(setup: &Setup, image: &NodeImage) -> Vec<(PageId, Initial)> {
+    (0..setup.nodes.len())
+        .map(|node| (node, own_pages(setup, image, node)))
+        .filter(|(_, own)| !own.is_empty())
+        .map(|(node, own)| (PageId(own.start), Initial::Owned(NodeId(node as u16))))
+        .collect()
+}
+
 impl Pager {
     fn new(setup: &Setup, image: NodeImage, view: View) -> Result<Pager, NetError> {
         let me = setup.node;
         let memory_pages = (image.memory_size / PAGE_BYTES) as u32;
         let mut config = Config::new(NodeId(me), setup.nodes.len() as u16, memory_pages);
         config.homes = homes(setup);
-        // The node that boots touches most of memory first.
-        config.initial = vec![(PageId(0), Initial::Owned(NodeId(0)))];
+        // What a node allocates in its own part it need not ask for.
+        config.initial = owners(setup, &image);
         config.hold_ns = HOLD_NS;
         config.hold_ns_max = HOLD_NS_MAX;
         // QUIC neither loses nor forgets.
@@ -237,7 +261,7 @@ impl Pager {
             kicker: requests::start_kicker(),
             workers: requests::start_workers(image),
             stats: Stats::default(),
-            pages_held: if me == 0 { u64::from(memory_pages) } else { 0 },
+            pages_held: own_pages(setup, &image, usize::from(me)).len() as u64,
             lost: false,
         })
     }

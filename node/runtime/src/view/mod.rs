@@ -15,6 +15,7 @@ use dsm::State;
 use mprotect::Mprotect;
 use span_api::guest::Paging;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use uffd::Uffd;
 
@@ -138,12 +139,12 @@ fn map(
 }
 
 impl View {
-    /// Replaces the kernel's data by the coherent one: with the contents of the image on the node
-    /// that boots, closed on the others.
+    /// Replaces the kernel's data by the coherent one. Pages of `own` are open, others closed; the node
+    /// that boots has the image, with its contents, among its own.
     pub(crate) fn new(
         image: &NodeImage,
         file_bytes: usize,
-        boots: bool,
+        own: &Range<u32>,
         paging: Paging,
     ) -> io::Result<View> {
         let heap_first = (image.reserved - image.start) / PAGE_BYTES;
@@ -167,21 +168,27 @@ impl View {
         // Text and constants are not coherent, but stubs map two pages of them: the stub code and
         // the zero page.
         copy(image.start, image.local_start);
-        if boots {
+        let page_of = |addr: usize| (addr - image.start) / PAGE_BYTES;
+        let is_own = |from: usize| own.contains(&(page_of(from) as u32));
+        if is_own(image.shared_start) {
             copy(image.shared_start, image.shared_end);
         }
 
-        let initial = if boots {
-            Protection::ReadWrite
-        } else {
-            Protection::None
-        };
         let mut protections = vec![Protection::Read; image.memory_size / PAGE_BYTES];
+        let end = image.start + image.memory_size;
+        let border =
+            |page: u32| (image.start + page as usize * PAGE_BYTES).clamp(image.reserved, end);
         let ranges = [
             (image.shared_start, image.shared_end),
-            (image.reserved, image.start + image.memory_size),
+            (image.reserved, border(own.start)),
+            (border(own.start), border(own.end)),
+            (border(own.end), end),
         ];
-        for (from, to) in ranges {
+        for (from, to) in ranges.into_iter().filter(|(from, to)| from < to) {
+            let initial = match is_own(from) {
+                true => Protection::ReadWrite,
+                false => Protection::None,
+            };
             map(
                 from,
                 to - from,
@@ -194,11 +201,10 @@ impl View {
             // vfork, so children do not need it.
             check(unsafe { libc::madvise(from as *mut _, to - from, libc::MADV_DONTDUMP) })?;
             if let Engine::Uffd(uffd) = &engine {
-                // Where the kernel boots, what nothing was written to yet is zero.
-                uffd.register(from, to, !boots)?;
+                // A page of one's own that nothing was written to yet is zero.
+                uffd.register(from, to, initial == Protection::None)?;
             }
-            let pages = (from - image.start) / PAGE_BYTES..(to - image.start) / PAGE_BYTES;
-            protections[pages].fill(initial);
+            protections[page_of(from)..page_of(to)].fill(initial);
         }
         Ok(View {
             fd,

@@ -37,8 +37,8 @@ fn image(pages: usize) -> NodeImage {
     }
 }
 
-fn view(image: &NodeImage, boots: bool, paging: Paging) -> View {
-    let view = View::new(image, image.memory_size, boots, paging).expect("a view");
+fn view(image: &NodeImage, own: Range<u32>, paging: Paging) -> View {
+    let view = View::new(image, image.memory_size, &own, paging).expect("a view");
     assert_eq!(view.paging(), paging);
     view
 }
@@ -85,7 +85,7 @@ fn page_of(byte: u8) -> Vec<u8> {
 fn a_page_is_what_its_protection_says() {
     for paging in ENGINES {
         let image = image(64);
-        let mut view = view(&image, false, paging);
+        let mut view = view(&image, 0..0, paging);
         let page = 10;
         assert_eq!(read(&view, page), None, "{paging:?}");
         view.fill(page, Some(&page_of(5)));
@@ -111,7 +111,7 @@ fn a_page_is_what_its_protection_says() {
 fn where_the_kernel_boots_all_is_there_until_it_is_taken() {
     for paging in ENGINES {
         let image = image(64);
-        let mut view = view(&image, true, paging);
+        let mut view = view(&image, 0..64, paging);
         view.admit(2, Protection::ReadWrite).unwrap();
         assert_eq!(read(&view, 2), Some(77), "{paging:?}");
         let untouched = 20;
@@ -125,13 +125,34 @@ fn where_the_kernel_boots_all_is_there_until_it_is_taken() {
     }
 }
 
+#[test]
+fn a_node_has_its_own_pages_from_the_beginning() {
+    for paging in ENGINES {
+        let image = image(64);
+        let mut view = view(&image, 20..40, paging);
+        for (page, own) in [(2, false), (19, false), (20, true), (39, true), (40, false)] {
+            assert_eq!(
+                read(&view, page),
+                own.then_some(0),
+                "{paging:?}: page {page}"
+            );
+            assert_eq!(write(&view, page, 1), own, "{paging:?}: page {page}");
+        }
+        view.protect(30, Protection::None).unwrap();
+        assert_eq!(read(&view, 30), None, "{paging:?}");
+        view.fill(40, Some(&page_of(5)));
+        view.protect(40, Protection::Read).unwrap();
+        assert_eq!(read(&view, 40), Some(5), "{paging:?}");
+    }
+}
+
 /// The host allows a process 65,530 mappings as a rule.
 #[test]
 fn a_checkerboard_does_not_run_out_of_mappings() {
     let pages = mappings_max() + 4096;
     for paging in ENGINES {
         let image = image(pages);
-        let mut view = view(&image, false, paging);
+        let mut view = view(&image, 0..0, paging);
         for page in (4..pages as u32).step_by(2) {
             view.fill(page, None);
             view.protect(page, Protection::ReadWrite)
