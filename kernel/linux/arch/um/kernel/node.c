@@ -13,6 +13,7 @@
 #include <linux/seq_file.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
+#include <linux/topology.h>
 #include <asm/pgtable.h>
 #include <as-layout.h>
 #include <node.h>
@@ -208,6 +209,7 @@ void arch_time_on_each_node(void (*function)(void *))
  */
 #define NODE_BALANCE_MS	50
 
+/* Of this process and this NUMA node, for there may be several of either in one of the other */
 static struct cpumask node_cpus[NR_CPUS];
 
 static const struct cpumask *node_mask(struct sched_domain_topology_level *tl,
@@ -221,17 +223,38 @@ static int node_sd_flags(void)
 	return SD_SHARE_LLC;
 }
 
-static const struct cpumask *all_mask(struct sched_domain_topology_level *tl,
-				      int cpu)
+static const struct cpumask *numa_mask(struct sched_domain_topology_level *tl,
+				       int cpu)
 {
-	return cpu_possible_mask;
+	return cpumask_of_node(cpu_to_node(cpu));
 }
 
+/* The levels between NUMA nodes follow by themselves */
 static struct sched_domain_topology_level node_topology[] = {
-	{ .mask = node_mask, .sd_flags = node_sd_flags, .name = "NODE" },
-	{ .mask = all_mask, .balance_ms = NODE_BALANCE_MS, .name = "ALL" },
+	{ .mask = node_mask, .sd_flags = node_sd_flags, .name = "HOST" },
+	{ .mask = numa_mask, .balance_ms = NODE_BALANCE_MS, .name = "HOSTS" },
 	{ NULL, },
 };
+
+/* Are there CPUs of different hosts among those that are no farther than that? */
+unsigned int arch_numa_balance_ms(int distance)
+{
+	int cpu, other;
+
+	if (!node_active())
+		return 0;
+
+	for_each_possible_cpu(cpu) {
+		for_each_possible_cpu(other) {
+			if (node_of_cpu(cpu) != node_of_cpu(other) &&
+			    node_distance(cpu_to_node(cpu),
+					  cpu_to_node(other)) <= distance)
+				return NODE_BALANCE_MS;
+		}
+	}
+
+	return 0;
+}
 
 static int __init node_topology_init(void)
 {
@@ -242,7 +265,8 @@ static int __init node_topology_init(void)
 
 	for_each_possible_cpu(cpu) {
 		for_each_possible_cpu(other) {
-			if (node_of_cpu(cpu) == node_of_cpu(other))
+			if (node_of_cpu(cpu) == node_of_cpu(other) &&
+			    cpu_to_node(cpu) == cpu_to_node(other))
 				cpumask_set_cpu(other, &node_cpus[cpu]);
 		}
 	}

@@ -23,6 +23,9 @@
 /* VMALLOC_OFFSET of asm/pgtable.h, which can't be included here */
 #define NODE_VM_OFFSET	(8 * 1024 * 1024UL)
 
+/* What a guest may map besides, however little memory it has */
+#define NODE_VM_SPARE	(1UL << 30)
+
 int um_node_count;
 int um_node_self;
 struct node_image node_image;
@@ -68,7 +71,11 @@ int __init os_node_start(void)
 	node_image.memory_size = memory_size;
 	node_image.vm_start = (node_image.start + memory_size + NODE_VM_OFFSET)
 			      & ~(NODE_VM_OFFSET - 1);
-	node_image.vm_end = node_image.vm_start + memory_size;
+	/*
+	 * Variables of CPUs that are added later lie as far apart as their nodes'
+	 * memory.
+	 */
+	node_image.vm_end = node_image.vm_start + 2 * memory_size + NODE_VM_SPARE;
 	node_image.stub_futex = offsetof(struct stub_data, futex);
 	node_image.stub_data_size = sizeof(struct stub_data);
 	node_image.ipi_signal = IPI_SIGNAL;
