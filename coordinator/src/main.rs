@@ -27,6 +27,7 @@ mod link;
 mod links;
 mod local;
 mod network;
+mod numa;
 mod options;
 mod output;
 mod plan;

@@ -344,10 +344,15 @@ fn mappable(bytes: u64) -> bool {
 
 /// `mem=` of the kernel for this many bytes.
 pub(crate) fn memory_argument(bytes: u64) -> String {
-    if bytes.is_multiple_of(MIB) {
-        format!("mem={}M", bytes / MIB)
-    } else {
-        format!("mem={}K", bytes / KIB)
+    format!("mem={}", memory_size_text(bytes))
+}
+
+/// A whole number of pages as the kernel reads it.
+pub(crate) fn memory_size_text(bytes: u64) -> String {
+    match bytes {
+        0 => "0".to_string(),
+        _ if bytes.is_multiple_of(MIB) => format!("{}M", bytes / MIB),
+        _ => format!("{}K", bytes / KIB),
     }
 }
 

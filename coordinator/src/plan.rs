@@ -7,6 +7,7 @@ use crate::disk::{Disk, Disks};
 use crate::failure::Failure;
 use crate::links::Links;
 use crate::network::Networks;
+use crate::numa::{self, NumaNode};
 use crate::options::{self, Place, Root};
 use crate::topology::{self, Numa, Topology};
 use span_api::auth::{Token, TokenError};
@@ -94,6 +95,11 @@ impl Plan {
         if names.len() > 1 {
             arguments.extend(ARGUMENTS_OF_SEVERAL.map(|argument| argument.as_bytes().to_vec()));
         }
+        let nodes = number(names, &cpus, &memory);
+        let numa = numa.unwrap_or_else(|| Numa::of_nodes(&nodes, &links));
+        if numa.nodes.len() > 1 && !names_numa(&appended) {
+            arguments.extend(numa_arguments(&numa));
+        }
         arguments.extend(storage.arguments);
         arguments.extend(networks.arguments());
         let bytes: usize = arguments
@@ -108,10 +114,9 @@ impl Plan {
             )));
         }
 
-        let nodes = number(names, &cpus, &memory);
         Ok(Self {
             name: up.name.clone(),
-            numa: numa.unwrap_or_else(|| Numa::of_nodes(&nodes, &links)),
+            numa,
             nodes,
             places,
             links,
@@ -236,6 +241,25 @@ fn number(names: Vec<String>, cpus: &[usize], memory: &[u64]) -> Vec<NodeSpec> {
             }
         })
         .collect()
+}
+
+/// Whether the user says which NUMA nodes there are.
+fn names_numa(appended: &[Vec<u8>]) -> bool {
+    appended.iter().any(|word| word.starts_with(b"numa="))
+}
+
+fn numa_arguments(numa: &Numa) -> impl Iterator<Item = Vec<u8>> {
+    let nodes: Vec<_> = numa
+        .nodes
+        .iter()
+        .map(|node| NumaNode {
+            memory_bytes: node.memory_bytes,
+            cpus: node.cpus.clone(),
+        })
+        .collect();
+    numa::arguments(&nodes, &numa.distances)
+        .into_iter()
+        .map(String::into_bytes)
 }
 
 /// The guest's root file system and disks.

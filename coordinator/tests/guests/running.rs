@@ -204,6 +204,7 @@ fn the_kernel_gets_its_arguments_in_order() {
         .unwrap();
     for part in [
         "\"mem=131076K\", \"ncpus=6\", \"seccomp=on\"",
+        "\"numa=64M@0-2,65540K@3-5\"",
         &format!("\"span.root=hostfs:a:{here}\", \"ubd0={here}/disk.img\""),
         "\"span.name=named\"",
         "\"one\", \"two=3\"]",
