@@ -62,6 +62,7 @@ pub(crate) const TEST: &[Need] = &[
     program("java", "default-jdk-headless"),
     program("javac", "default-jdk-headless"),
     program("modinfo", "kmod"),
+    program("numactl", "numactl"),
     program("ps", "procps"),
     program("python3", "python3"),
     program("slirp4netns", "slirp4netns"),

@@ -1,0 +1,241 @@
+//! NUMA nodes that the guest sees, and memory that lies where it is used.
+
+use span_tests::{Detached, Up, World, not_tested, number};
+use std::path::{Path, PathBuf};
+
+/// What the guest's own tool says of the machine.
+const TOOL: &str = "numactl";
+
+/// Pages of a MiB.
+const MIB_PAGES: u64 = 256;
+
+fn has_tool() -> bool {
+    let found = Path::new("/usr/bin").join(TOOL).exists();
+    if !found {
+        not_tested("NUMA policies: numactl is not installed");
+    }
+    found
+}
+
+fn touch(world: &World) -> PathBuf {
+    world
+        .compile("touch", include_str!("../programs/touch.c"))
+        .expect("a program")
+}
+
+/// Pages by NUMA node, of a line as `7f… default anon=8 dirty=8 N0=3 N1=5 kernelpagesize_kB=4`.
+fn pages_by_node(line: &str) -> Vec<u64> {
+    let mut pages = vec![0; 8];
+    for word in line.split_whitespace() {
+        let Some((node, count)) = word.strip_prefix('N').and_then(|w| w.split_once('=')) else {
+            continue;
+        };
+        pages[node.parse::<usize>().expect("a node")] = count.parse().expect("a number");
+    }
+    pages
+}
+
+/// Faults of a node that asked another one.
+fn remote_faults(guest: &Detached, name: &str) -> u64 {
+    let faults = &guest.status().node(name).faults.clone();
+    faults.read + faults.write + faults.upgrade
+}
+
+/// `available: 3 nodes (0-2)` and the rest of it, but for what is free.
+fn machine(guest: &Detached) -> String {
+    let text = guest.sh("numactl -H");
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.contains("free:"))
+        .collect();
+    lines.join("\n")
+}
+
+#[test]
+fn each_host_is_a_node() {
+    let world = World::new();
+    let guest = Up::three(&world)
+        .options(&["--cpus", "b=2", "--mem", "a=256M,b=128M,c=192M"])
+        .detach("hosts");
+    let sys = guest.sh(
+        "cd /sys/devices/system/node; cat online; cat node*/cpulist; cat node*/distance; \
+         sed -n 's/.*MemTotal: *//p' node*/meminfo",
+    );
+    let lines: Vec<_> = sys.lines().collect();
+    assert_eq!(lines[0], "0-2");
+    assert_eq!(lines[1..4], ["0", "1-2", "3"]);
+    assert_eq!(lines[4..7], ["10 20 20", "20 10 20", "20 20 10"]);
+    for (line, mib) in lines[7..].iter().zip([256, 128, 192]) {
+        let kib: u64 = line.trim_end_matches(" kB").parse().expect("a number");
+        // What the kernel needs for itself is missing, most of it on the first node.
+        assert!(kib > (mib - 32) << 10 && kib <= mib << 10, "{sys}");
+    }
+    if has_tool() {
+        let shown = machine(&guest);
+        for line in [
+            "available: 3 nodes (0-2)",
+            "node 0 cpus: 0",
+            "node 1 cpus: 1 2",
+            "node 2 cpus: 3",
+            "  1:  20  10  20",
+        ] {
+            assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
+        }
+    }
+    let lscpu =
+        guest.sh("lscpu | sed -n 's/^NUMA node[s0-9]*(*s*)* *CPU(s): *//p;s/^NUMA node(s): *//p'");
+    assert_eq!(lscpu, "3\n0\n1,2\n3");
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
+fn fresh_memory_comes_from_the_own_node() {
+    const MIB: u64 = 32;
+    let world = World::new();
+    let program = touch(&world).display().to_string();
+    let guest = Up::three(&world).detach("first-touch");
+    for (node, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let command = [program.as_str(), &MIB.to_string()];
+        // Once for the program's own pages.
+        guest.exec_on(&["--node", name], &command).expect(0);
+        let before = remote_faults(&guest, name);
+        let line = guest.exec_on(&["--node", name], &command).expect(0).text();
+        let asked = remote_faults(&guest, name) - before;
+        let pages = pages_by_node(&line);
+        assert_eq!(pages[node], MIB * MIB_PAGES, "{name}: {line}");
+        assert!(asked < MIB * MIB_PAGES / 8, "{name}: {asked} faults");
+    }
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
+fn memory_of_another_node_crosses() {
+    const MIB: u64 = 16;
+    if !has_tool() {
+        return;
+    }
+    let world = World::new();
+    let program = touch(&world).display().to_string();
+    let guest = Up::three(&world).detach("bound");
+    let before = guest.status();
+    let line = guest
+        .exec_on(
+            &["--node", "b"],
+            &[TOOL, "--membind=2", &program, &MIB.to_string()],
+        )
+        .expect(0)
+        .text();
+    let after = guest.status();
+    assert_eq!(pages_by_node(&line)[2], MIB * MIB_PAGES, "{line}");
+    let given = after.node("c").pages_out - before.node("c").pages_out;
+    // Others may have some of c's pages from before.
+    assert!(given >= MIB * MIB_PAGES * 3 / 4, "{given} pages of c's");
+
+    let line = guest.sh(&format!("numactl --interleave=0,1,2 {program} 3"));
+    assert_eq!(pages_by_node(&line)[..3], [MIB_PAGES; 3], "{line}");
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
+fn no_write_is_lost_while_pages_move_between_nodes() {
+    let moves = number("SPAN_MOVES", 300);
+    let world = World::new();
+    let program = world
+        .compile("migrate", include_str!("../programs/migrate.c"))
+        .expect("a program");
+    let guest = Up::three(&world).detach("migrated");
+    let before = guest.status();
+    let program = program.display().to_string();
+    let outcome = guest
+        .exec_within(&[&program, &moves.to_string(), "3"], 90 + moves / 20)
+        .expect(0);
+    guest.status().assert_moved(&before);
+    let text = outcome.text();
+    let words: Vec<&str> = text.split([' ', ',']).collect();
+    let [moved, "moves", "", writes, "writes", "", lost, "lost"] = words[..] else {
+        panic!("{text}");
+    };
+    let count = |word: &str| -> u64 { word.parse().expect("a number") };
+    assert_eq!(count(lost), 0, "{text}");
+    assert!(count(moved) >= moves && count(writes) > moves, "{text}");
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
+fn nodes_may_have_memory_only_or_cpus_only() {
+    let world = World::new();
+    let guest = Up::three(&world)
+        .append(
+            "numa=256M@0,448M,0@1-2,64M numa_dist=10,15,20,30,15,10,20,30,20,20,10,30,30,30,30,10",
+        )
+        .detach("odd");
+    let sys = guest.sh(
+        "cd /sys/devices/system/node; cat online has_cpu has_memory; cat node*/cpulist; cat node1/distance",
+    );
+    assert_eq!(sys, "0-3\n0,2\n0-1,3\n0\n\n1-2\n\n15 10 20 30");
+    let program = touch(&world).display().to_string();
+    let line = guest
+        .exec_on(&["--node", "b"], &[&program, "8"])
+        .expect(0)
+        .text();
+    // The nearest memory, of two nodes as near as each other.
+    let pages = pages_by_node(&line);
+    assert_eq!(pages[0] + pages[1], 8 * MIB_PAGES, "{line}");
+    guest.down().expect(0);
+
+    let one = Up::three(&world)
+        .append("numa=off")
+        .sh("cat /sys/devices/system/node/online /sys/devices/system/node/node0/cpulist");
+    assert_eq!(one.expect(0).text(), "0\n0-2");
+    world.assert_clean();
+}
+
+/// The kernel has room for the variables of few namespaces where those of the image are. Further ones lie in
+/// kernel virtual memory, as far apart as the nodes.
+#[test]
+fn variables_of_cpus_are_added_on_every_node() {
+    let world = World::new();
+    let guest = Up::three(&world).detach("variables");
+    let areas = guest.sh("for n in $(seq 24); do ip netns add n$n || exit 1; done; \
+         grep -c pcpu_get_vm_areas /proc/vmallocinfo");
+    assert_eq!(areas, "3");
+    for name in ["a", "b", "c"] {
+        let command = ["ip", "netns", "exec", "n24", "cat", "/proc/net/dev"];
+        let outcome = guest.exec_on(&["--node", name], &command).expect(0);
+        assert!(outcome.text().contains("lo:"), "{}", outcome.text());
+    }
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
+fn nonsense_does_not_boot() {
+    let world = World::new();
+    for (append, said) in [
+        ("numa=256M@0,256M@1", "524288K, but the memory is 786432K"),
+        ("numa=256M@0,512M@1", "CPU 2 belongs to no node"),
+        ("numa=256M@0-1,512M@1-2", "CPU 1 belongs to two nodes"),
+        (
+            "numa=250M@0,518M@1-2",
+            "node 1 does not begin at a multiple of 16M",
+        ),
+        ("numa=768M@0-3", "3 is too large, 2 is allowed"),
+        ("numa=lots", "a size is missing at 'lots'"),
+        ("numa_dist=10,20,20", "3 numbers, but 3 nodes need 9"),
+        (
+            "numa=768M@0-2 numa_dist=11",
+            "11 from node 0 to 0; 10 to itself and 11 to 254 to others are allowed",
+        ),
+    ] {
+        let outcome = Up::three(&world).append(append).run(&["true"]);
+        assert_ne!(outcome.code, 0, "{append} boots");
+        let lines = outcome.stderr.lines().filter(|line| line.contains(said));
+        assert_eq!(lines.count(), 1, "{append}: {}", outcome.stderr);
+    }
+    world.assert_clean();
+}
