@@ -225,8 +225,9 @@ pub(crate) fn sleep(slot: u32) {
     }
 }
 
-/// Waits until the socket has something, or the thread is answered, without the pager's lock.
-pub(crate) fn poll(socket: RawFd) {
+/// Waits until the socket has something, or the thread is answered, without the pager's lock; at most until
+/// `soon_ns`, where that is not 0.
+pub(crate) fn poll(socket: RawFd, soon_ns: u64) {
     let wake = POLL_WAKE.load(Acquire);
     let readable = |fd| libc::pollfd {
         fd,
@@ -238,7 +239,9 @@ pub(crate) fn poll(socket: RawFd) {
         // SAFETY: passes locals.
         unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as _, timeout) }
     };
-    if !spin::until(|| poll(0) > 0) {
+    if soon_ns > 0 {
+        spin::up_to(soon_ns, || poll(0) > 0);
+    } else if !spin::until(|| poll(0) > 0) {
         poll(-1);
     }
     if fds[1].revents != 0 {

@@ -42,3 +42,16 @@ pub(crate) fn until(mut ready: impl FnMut() -> bool) -> bool {
     }
     false
 }
+
+/// Looks until `ready`, or until it is that late; whether it is ready. For times so near that whoever sleeps until
+/// then is woken later. Gives way to others, and goes on after them.
+pub(crate) fn up_to(at_ns: u64, mut ready: impl FnMut() -> bool) -> bool {
+    while clock::host_ns() < at_ns {
+        if ready() {
+            return true;
+        }
+        // SAFETY: no arguments.
+        unsafe { libc::sched_yield() };
+    }
+    false
+}

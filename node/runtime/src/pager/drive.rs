@@ -1,7 +1,7 @@
 //! Who drives the pager: whoever has something for it, and one thread at a time that reads the network.
 
 use super::alarm::Alarm;
-use super::net::{Net, NetError};
+use super::net::{Due, Net, NetError};
 use super::{Pager, Remote};
 use crate::image::NodeImage;
 use crate::ipi::Call;
@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 /// The host gives the pager's thread this much of a processor at a time. It never needs more, and who asks
@@ -25,6 +25,9 @@ static PAGER: Mutex<Option<Pager>> = Mutex::new(None);
 
 /// A thread that waits for an answer reads the network. Changes under the pager's lock.
 static LED: AtomicBool = AtomicBool::new(false);
+
+/// When a message is due, 0 if none is before a timer would wake somebody. Changes under the pager's lock.
+static SOON_NS: AtomicU64 = AtomicU64::new(0);
 
 fn lock() -> MutexGuard<'static, Option<Pager>> {
     PAGER.lock().unwrap_or_else(PoisonError::into_inner)
@@ -39,6 +42,7 @@ fn with(work: impl FnOnce(&mut Pager)) {
     if let Some(pager) = lock().as_mut() {
         work(pager);
         pager.settle();
+        pager.leave();
     }
 }
 
@@ -69,11 +73,13 @@ pub(crate) fn ask(slot: u32) {
     // Whoever asks again has been running; when it is answered, that is forgotten.
     pager.notice_resumed();
     pager.handle_request(request);
+    let leads = leads && !LED.load(Relaxed);
     pager.settle();
     if slots::is_answered(slot) {
-        return;
+        return pager.leave();
     }
-    if !leads || LED.load(Relaxed) {
+    if !leads {
+        pager.leave();
         slots::will_sleep(slot);
         drop(guard);
         return slots::sleep(slot);
@@ -82,14 +88,19 @@ pub(crate) fn ask(slot: u32) {
     pager.lead(true);
     loop {
         slots::will_poll(slot);
+        let soon_ns = SOON_NS.load(Relaxed);
         drop(guard);
-        slots::poll(socket);
+        slots::poll(socket, soon_ns);
         guard = lock();
         let Some(pager) = guard.as_mut() else { return };
         slots::is_awake(slot);
+        if soon_ns > 0 {
+            pager.net.handle_timeouts();
+        }
         pager.turn().unwrap_or_else(|error| fail(&error));
         if slots::is_answered(slot) {
-            return pager.lead(false);
+            pager.lead(false);
+            return pager.leave();
         }
     }
 }
@@ -129,15 +140,18 @@ fn serve(
 
     let mut connected = Some(&meeting.connected);
     loop {
-        let alarmed = wait(&epoll)?;
+        let waited = wait(&epoll)?;
         let mut guard = lock();
         let Some(pager) = guard.as_mut() else {
             continue;
         };
-        if alarmed {
-            if let Some(late_ns) = pager.watch.alarm.has_gone_off() {
-                pager.net.late(late_ns);
-            }
+        if waited.alarmed
+            && let Some(late_ns) = pager.watch.alarm.has_gone_off()
+            && waited.asleep
+        {
+            pager.net.late(late_ns);
+        }
+        if waited.alarmed || !waited.asleep {
             pager.net.handle_timeouts();
         }
         pager.turn()?;
@@ -151,23 +165,43 @@ fn serve(
     }
 }
 
-/// Waits until there is something to do; whether the alarm went off.
-fn wait(epoll: &Epoll) -> io::Result<bool> {
+#[derive(Debug)]
+struct Waited {
+    /// The alarm went off.
+    alarmed: bool,
+    /// There was no message that was due too soon to sleep.
+    asleep: bool,
+}
+
+/// Waits until there is something to do.
+fn wait(epoll: &Epoll) -> io::Result<Waited> {
     let mut events = [EpollEvent::empty(); 2];
     let mut count = Ok(0);
-    // While pages move, the next message comes soon.
-    spin::until(|| {
-        count = epoll.wait(&mut events, EpollTimeout::ZERO);
-        count != Ok(0) || LED.load(Relaxed)
-    });
-    if count == Ok(0) {
-        count = epoll.wait(&mut events, EpollTimeout::NONE);
+    let soon_ns = SOON_NS.load(Relaxed);
+    if soon_ns > 0 {
+        spin::up_to(soon_ns, || {
+            count = epoll.wait(&mut events, EpollTimeout::ZERO);
+            count != Ok(0)
+        });
+    } else {
+        // While pages move, the next message comes soon.
+        spin::until(|| {
+            count = epoll.wait(&mut events, EpollTimeout::ZERO);
+            count != Ok(0) || LED.load(Relaxed)
+        });
+        if count == Ok(0) {
+            count = epoll.wait(&mut events, EpollTimeout::NONE);
+        }
     }
-    match count {
-        Ok(count) => Ok(events[..count].iter().any(|event| event.data() == ALARM)),
-        Err(nix::Error::EINTR) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+    let count = match count {
+        Ok(count) => count,
+        Err(nix::Error::EINTR) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Waited {
+        alarmed: events[..count].iter().any(|event| event.data() == ALARM),
+        asleep: soon_ns == 0,
+    })
 }
 
 const SOCKET: u64 = 0;
@@ -235,9 +269,18 @@ impl Pager {
         }
         let next = self.do_what_is_due();
         self.net.transmit();
-        let due = [next, self.net.due_ns()];
+        let Due { alarm_ns, soon_ns } = self.net.due();
+        SOON_NS.store(soon_ns.unwrap_or(0), Relaxed);
+        let due = [next, alarm_ns];
         self.watch.alarm.set(due.into_iter().flatten().min());
         self.watch.socket(&self.net);
+    }
+
+    /// Whoever has done something does not wait for what follows: the pager's thread has to, awake if it is soon.
+    fn leave(&mut self) {
+        if SOON_NS.load(Relaxed) > 0 {
+            self.watch.alarm.set(Some(clock::host_ns()));
+        }
     }
 
     fn lead(&mut self, led: bool) {

@@ -99,6 +99,15 @@ pub(crate) enum News {
     },
 }
 
+/// When there is something to do.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Due {
+    /// So late that there is time to sleep.
+    pub(crate) alarm_ns: Option<u64>,
+    /// So soon that nobody should.
+    pub(crate) soon_ns: Option<u64>,
+}
+
 pub(crate) struct Net {
     me: Introduction,
     /// Of the links to the nodes.
@@ -200,23 +209,28 @@ impl Net {
     }
 
     /// When there is something to do again.
-    pub(crate) fn due_ns(&mut self) -> Option<u64> {
+    pub(crate) fn due(&mut self) -> Due {
         let (began, began_ns) = self.began;
         let time_ns = |at: Instant| {
             let since = at.saturating_duration_since(began);
             began_ns + since.as_nanos() as u64
         };
-        let lead = &self.lead;
-        let due = self.links.values_mut().flat_map(|link| {
+        let mut due = Due::default();
+        for link in self.links.values_mut() {
             let timeout = link.connection.poll_timeout().map(time_ns);
-            let due_ns = link.due_ns();
-            let before = |due_ns| lead.before(due_ns, clock::host_ns());
-            [timeout, due_ns.map(before)]
-        });
-        due.flatten().min()
+            earlier(&mut due.alarm_ns, timeout);
+            let Some(due_ns) = link.due_ns() else {
+                continue;
+            };
+            match self.lead.before(due_ns, clock::host_ns()) {
+                Some(at_ns) => earlier(&mut due.alarm_ns, Some(at_ns)),
+                None => earlier(&mut due.soon_ns, Some(due_ns)),
+            }
+        }
+        due
     }
 
-    /// Whoever waited for [`Self::due_ns`] was late.
+    /// Whoever waited for the alarm of [`Self::due`] was late.
     pub(crate) fn late(&mut self, late_ns: u64) {
         self.lead.learn(late_ns);
     }
@@ -490,6 +504,10 @@ impl Net {
             }
         }
     }
+}
+
+fn earlier(time_ns: &mut Option<u64>, other_ns: Option<u64>) {
+    *time_ns = time_ns.iter().copied().chain(other_ns).min();
 }
 
 /// Passes datagrams on to the host; only a socket without room is an error.
