@@ -80,6 +80,21 @@ static void settle(void)
 		;
 }
 
+/* Nodes ask ahead where misses go through memory in order, which it is handed out in when it is first
+ * touched, and where they come one after another as they did before: each time pages are touched in
+ * another order. */
+static size_t another_step(void)
+{
+	static size_t turn;
+
+	return SCATTER + 2 * (turn++ % ORDERS);
+}
+
+static size_t scattered(int i, int pages, size_t step)
+{
+	return i * step % pages * PAGE;
+}
+
 /* Samples */
 
 struct samples {

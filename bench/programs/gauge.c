@@ -15,6 +15,10 @@
  *     gauge hostfs KHZ FILES MIB DIRECTORY   files of a directory of the host's, mounted
  *     gauge ubd KHZ MIB READS                the first disk
  *     gauge net KHZ PORT MIB                 a stream from and to the host
+ *     gauge distance KHZ HERE THERE PAGES STREAM ROUNDS
+ *                                            pages that the CPU THERE has written, from HERE: so many one after
+ *                                            the other as each says, and so many in order
+ *     gauge fresh KHZ HERE NODE PAGES ROUNDS fresh memory of a NUMA node, from the CPU HERE
  *     gauge memory KHZ ROUNDS [apart]        a page between two processes, by shared memory and futex
  *     gauge socket KHZ ROUNDS [apart]        the same by a unix socket
  *
@@ -26,7 +30,7 @@
  *     ? begin NAME, ? end NAME points to look at counters: goes on when there is a line on stdin
  *     ! up, ! end              the first and the last line
  *
- * Its parts are compiled as one file: common.c, floors.c, kernel.c, hostfs.c, ubd.c, net.c, this one.
+ * Its parts are compiled as one file: common.c, floors.c, kernel.c, hostfs.c, ubd.c, net.c, distance.c, this one.
  */
 /* One node */
 
@@ -85,21 +89,6 @@ static void anonymous(int pages, int rounds)
 }
 
 /* Several nodes */
-
-/* Nodes ask ahead where misses go through memory in order, which it is handed out in when it is first
- * touched, and where they come one after another as they did before: each time pages are touched in
- * another order. */
-static size_t another_step(void)
-{
-	static size_t turn;
-
-	return SCATTER + 2 * (turn++ % ORDERS);
-}
-
-static size_t scattered(int i, int pages, size_t step)
-{
-	return i * step % pages * PAGE;
-}
 
 static void touch(volatile char *at, int pages, char how)
 {
@@ -365,14 +354,14 @@ static int run(int argc, char **argv)
 	const char *what = argv[1];
 	int marks = is(argv[argc - 1], "marks"), apart = is(argv[argc - 1], "apart");
 	const char *path = 0;
-	int n[5], count = 0;
+	int n[6], count = 0;
 
 	for (int i = 2; i < argc - marks - apart; i++) {
 		if ((is(what, "kernel") || is(what, "hostfs")) && count == 3 && !path) {
 			path = argv[i];
 			continue;
 		}
-		if (count == 5)
+		if (count == sizeof(n) / sizeof(n[0]))
 			return 2;
 		n[count++] = number(argv[i]);
 	}
@@ -405,6 +394,10 @@ static int run(int argc, char **argv)
 		ubd(n[1], n[2]);
 	else if (is(what, "net") && count == 3)
 		net(n[1], n[2]);
+	else if (is(what, "distance") && count == 6)
+		distance(n[1], n[2], n[3], n[4], n[5]);
+	else if (is(what, "fresh") && count == 5)
+		fresh(n[1], n[2], n[3], n[4]);
 	else if (is(what, "memory") && count == 2)
 		floor_memory(n[1], apart);
 	else if (is(what, "socket") && count == 2)

@@ -69,6 +69,8 @@ enum Group {
     Engines,
     /// What slow links cost, against what they are to cost
     Links,
+    /// Memory of other nodes in the topologies that come with the program, against what these say
+    Topologies,
     /// A disk that is a file of the host's
     Ubd,
     /// A stream from and to the host
@@ -88,6 +90,7 @@ impl Group {
             Self::Hostfs => measure::hostfs::measure(setting),
             Self::Engines => measure::engines::measure(setting),
             Self::Links => measure::links::measure(setting),
+            Self::Topologies => measure::topologies::measure(setting),
             Self::Ubd => measure::ubd::measure(setting),
             Self::Net => measure::net::measure(setting),
         }

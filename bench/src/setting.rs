@@ -22,6 +22,7 @@ const GAUGE: &str = concat!(
     include_str!("../programs/hostfs.c"),
     include_str!("../programs/ubd.c"),
     include_str!("../programs/net.c"),
+    include_str!("../programs/distance.c"),
     include_str!("../programs/gauge.c"),
 );
 
@@ -57,6 +58,8 @@ pub(crate) struct Effort {
     pub(crate) ubd: (u32, u32),
     /// MiB of a stream in either direction.
     pub(crate) net: u32,
+    /// Pages that are fetched one after the other, pages that are fetched in order, and rounds.
+    pub(crate) distance: (u32, u32, u32),
 }
 
 impl Effort {
@@ -76,6 +79,7 @@ impl Effort {
         board: 80_000,
         ubd: (256, 10_000),
         net: 128,
+        distance: (256, 2048, 5),
     };
     pub(crate) const QUICK: Self = Self {
         repetitions: 2,
@@ -93,6 +97,7 @@ impl Effort {
         board: 8000,
         ubd: (64, 2000),
         net: 32,
+        distance: (128, 1024, 2),
     };
 }
 
@@ -343,6 +348,43 @@ impl Setting {
         let up = self.span_up(nodes, 1).options(&["--latency", latency]);
         let command = up.command(&self.argv(arguments));
         Gauge::run_with_marks(&self.span_title(arguments), command, |_| Ok(()))
+    }
+
+    /// The gauge in a guest with these options, on the CPU `here` with memory that `there` has written.
+    pub(crate) fn span_distance(&self, options: &[&str], here: u64, there: u64) -> Result<Outcome> {
+        let (few, many, rounds) = self.effort.distance;
+        let numbers = [here, there, few.into(), many.into(), rounds.into()];
+        self.span_far("distance", options, &numbers)
+    }
+
+    /// The same with memory of a NUMA node that nobody has used.
+    pub(crate) fn span_fresh(&self, options: &[&str], here: u64, node: usize) -> Result<Outcome> {
+        let (few, _, rounds) = self.effort.distance;
+        self.span_far(
+            "fresh",
+            options,
+            &[here, node as u64, few.into(), rounds.into()],
+        )
+    }
+
+    fn span_far(&self, what: &str, options: &[&str], numbers: &[u64]) -> Result<Outcome> {
+        let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
+        let mut arguments = vec![what, &self.khz];
+        arguments.extend(numbers.iter().map(String::as_str));
+        let up = Up::bare(&self.world).options(options);
+        let up = up.options(&["--name", GUEST]);
+        Gauge::run(
+            &self.span_title(&arguments),
+            up.command(&self.argv(&arguments)),
+        )
+    }
+
+    /// What a topology says.
+    pub(crate) fn topology(&self, name: &str) -> Result<serde_json::Value> {
+        let mut command = self.world.command("coordinator");
+        command.args(["topology", "show", name, "--json"]);
+        let text = succeed("coordinator topology show", &mut command)?;
+        Ok(serde_json::from_slice(&text)?)
     }
 
     /// A guest that runs nothing, whose links are measured.

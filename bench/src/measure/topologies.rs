@@ -1,0 +1,186 @@
+//! The topologies that come with the program: what a guest's programs wait for memory of each kind of neighbour, against
+//! what the file says of the link.
+
+use crate::error::{Error, Result};
+use crate::figures::{Figure, Unit};
+use crate::samples::{Samples, median};
+use crate::setting::Setting;
+use serde_json::Value;
+
+const GROUP: &str = "Topologies: memory of another node, against the link that the file describes";
+const CONFIGURED: &str = "configured";
+
+/// Where the ratio of medians is to be.
+const RATIO_MAX: f64 = 1.05;
+
+const NS_A_SECOND: f64 = 1e9;
+const PAGE_BITS: f64 = 4096.0 * 8.0;
+
+/// The topologies, and pairs of nodes that are as far from each other as any there: who reads, and whose memory.
+const PAIRS: [(&str, &[(&str, &str)]); 6] = [
+    ("two-sockets", &[("s0", "s1")]),
+    ("four-sockets", &[("s0", "s1"), ("s0", "s3")]),
+    ("ring-of-8", &[("r0", "r1"), ("r0", "r2"), ("r0", "r4")]),
+    ("two-rack-cluster", &[("r1n1", "r1n2"), ("r1n1", "r2n1")]),
+    ("one-slow-node", &[("a", "b"), ("a", "slow")]),
+    ("far-memory", &[("near", "far")]),
+];
+
+/// What a link adds to the fetch of a page, and carries.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    page_ns: f64,
+    bandwidth_bps: Option<f64>,
+}
+
+/// What is said of a pair, and what it was, for each repetition.
+#[derive(Debug, Default, Clone)]
+struct Pair {
+    page: Samples,
+    fetched: Samples,
+    bandwidth: Samples,
+    streamed: Samples,
+}
+
+/// On links that cost nothing.
+#[derive(Debug, Default)]
+struct Free {
+    local: Samples,
+    fetched: Samples,
+    fresh: Samples,
+    streamed: Samples,
+}
+
+pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
+    let mut free = Free::default();
+    let mut pairs: Vec<Vec<Pair>> = PAIRS.map(|(_, of)| vec![Pair::default(); of.len()]).into();
+    setting.repeat("topologies", || {
+        let two = ["--nodes", "a,b", "--cpus", "1", "--mem", "512M"];
+        free.local
+            .add(setting.span_distance(&two, 0, 0)?.samples("chase")?);
+        let remote = setting.span_distance(&two, 0, 1)?;
+        let fetched_ns = remote.samples("chase")?;
+        let fresh_ns = setting.span_fresh(&two, 0, 1)?.samples("fresh")?;
+        let (floor_ns, fresh_floor_ns) = (typical(&fetched_ns)?, typical(&fresh_ns)?);
+        free.fetched.add(fetched_ns);
+        free.fresh.add(fresh_ns);
+        free.streamed
+            .add(rates(setting, &remote.samples("stream")?));
+        for ((topology, names), pairs) in PAIRS.iter().zip(&mut pairs) {
+            let described = setting.topology(topology)?;
+            let options = ["--topology", topology];
+            for ((from, to), pair) in names.iter().zip(pairs) {
+                let here = cpu(&described, from)?.ok_or_else(|| no("CPU", from))?;
+                let added_ns = match cpu(&described, to)? {
+                    Some(there) => {
+                        let outcome = setting.span_distance(&options, here, there)?;
+                        pair.streamed
+                            .add(rates(setting, &outcome.samples("stream")?));
+                        typical(&outcome.samples("chase")?)? - floor_ns
+                    }
+                    None => {
+                        let node = index(&described, to)?;
+                        let outcome = setting.span_fresh(&options, here, node)?;
+                        typical(&outcome.samples("fresh")?)? - fresh_floor_ns
+                    }
+                };
+                let link = link(&described, from, to)?;
+                pair.page.add(vec![link.page_ns]);
+                pair.fetched.add(vec![added_ns.max(0.0)]);
+                pair.bandwidth.add(link.bandwidth_bps.into_iter().collect());
+            }
+        }
+        Ok(())
+    })?;
+    Ok(figures(&free, &pairs))
+}
+
+fn figures(free: &Free, pairs: &[Vec<Pair>]) -> Vec<Figure> {
+    let (us, mbit) = (Unit::Microseconds, Unit::Megabits);
+    let mut figures = vec![
+        Figure::alone(GROUP, "a page of the own node", us, &free.local),
+        Figure::alone(
+            GROUP,
+            "a page of another, on a free link",
+            us,
+            &free.fetched,
+        ),
+        Figure::alone(
+            GROUP,
+            "fresh memory of another, on a free link",
+            us,
+            &free.fresh,
+        ),
+        Figure::alone(
+            GROUP,
+            "pages in order, on a free link",
+            mbit,
+            &free.streamed,
+        ),
+    ];
+    for ((topology, names), pairs) in PAIRS.iter().zip(pairs) {
+        for ((from, to), pair) in names.iter().zip(pairs) {
+            let name = |what| format!("{topology}, {from} of {to}: {what}");
+            let (is, of) = (&pair.fetched, &pair.page);
+            let added = Figure::compared(GROUP, name("added to a page"), us, CONFIGURED, of, is);
+            figures.push(added.aim(RATIO_MAX));
+            if pair.streamed.summary().is_some() {
+                let (is, of) = (&pair.streamed, &pair.bandwidth);
+                let name = name("pages in order");
+                figures.push(Figure::compared(GROUP, name, mbit, CONFIGURED, of, is));
+            }
+        }
+    }
+    figures
+}
+
+fn typical(samples: &[f64]) -> Result<f64> {
+    median(samples).ok_or_else(|| Error::Failed("nothing was timed".into()))
+}
+
+/// Bits a second.
+fn rates(setting: &Setting, times_ns: &[f64]) -> Vec<f64> {
+    let bits = f64::from(setting.effort.distance.1) * PAGE_BITS;
+    times_ns.iter().map(|ns| bits / ns * NS_A_SECOND).collect()
+}
+
+fn no(what: &str, node: &str) -> Error {
+    Error::Failed(format!("a topology has no {what} for {node}"))
+}
+
+fn index(described: &Value, node: &str) -> Result<usize> {
+    let mut nodes = described["nodes"].as_array().into_iter().flatten();
+    let index = nodes.position(|it| it["name"] == node);
+    index.ok_or_else(|| no("index", node))
+}
+
+/// The first CPU of a node.
+fn cpu(described: &Value, node: &str) -> Result<Option<u64>> {
+    let index = index(described, node)?;
+    let nodes = described["nodes"].as_array().into_iter().flatten();
+    let counts: Vec<u64> = nodes.filter_map(|it| it["cpus"].as_u64()).collect();
+    match counts.get(index) {
+        None => Err(no("CPUs", node)),
+        Some(0) => Ok(None),
+        Some(_) => Ok(Some(counts[..index].iter().sum())),
+    }
+}
+
+/// A request goes one way, the page the other.
+fn link(described: &Value, from: &str, to: &str) -> Result<Link> {
+    let one_way = |from: &str, to: &str| {
+        let mut links = described["links"].as_array().into_iter().flatten();
+        let link = links.find(|it| it["from"] == from && it["to"] == to);
+        let link = link.ok_or_else(|| no("link", to))?;
+        let latency = link["latency_ns"].as_f64();
+        let latency = latency.ok_or_else(|| no("latency", to))?;
+        Ok::<_, Error>((latency, link["bandwidth_bps"].as_f64()))
+    };
+    let (there_ns, _) = one_way(from, to)?;
+    let (back_ns, bandwidth_bps) = one_way(to, from)?;
+    let carried_ns = bandwidth_bps.map_or(0.0, |bps| PAGE_BITS / bps * NS_A_SECOND);
+    Ok(Link {
+        page_ns: there_ns + back_ns + carried_ns,
+        bandwidth_bps,
+    })
+}
