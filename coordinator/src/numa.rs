@@ -1,47 +1,26 @@
-//! The NUMA nodes of a guest, as the kernel's arguments have them (`numa=`, `numa_dist=`).
+//! NUMA nodes of a guest and how its CPUs are built together, as the kernel's arguments have them (`numa=`,
+//! `numa_dist=`, `cpu_topology=`).
 
-use crate::options;
+use crate::options::memory_size_text;
+use crate::topology::{DISTANCE_NEXT, DISTANCE_SELF, Node, Numa};
 use std::fmt::Write;
 
 /// NUMA nodes begin at multiples of it: a section of the kernel's sparse memory.
 const SECTION_BYTES: u64 = 16 << 20;
 
-const DISTANCE_LOCAL: u8 = 10;
-const DISTANCE_REMOTE: u8 = 20;
-
-/// What belongs together. Either may be nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NumaNode {
-    pub(crate) memory_bytes: u64,
-    /// Ascending.
-    pub(crate) cpus: Vec<u16>,
-}
-
-/// Distances where nobody says more than what is local.
-pub(crate) fn flat_distances(nodes: usize) -> Vec<Vec<u8>> {
-    let row = |from| {
-        let distance = move |to| match to == from {
-            true => DISTANCE_LOCAL,
-            false => DISTANCE_REMOTE,
-        };
-        (0..nodes).map(distance).collect()
-    };
-    (0..nodes).map(row).collect()
-}
-
-/// Kernel arguments for the nodes, in the order of their memory and numbers. `distances` is a square matrix.
-/// Where a node's memory ends within a section, the next one's begins where the section does.
-pub(crate) fn arguments(nodes: &[NumaNode], distances: &[Vec<u8>]) -> Vec<String> {
-    let total: u64 = nodes.iter().map(|node| node.memory_bytes).sum();
+/// Kernel arguments for the NUMA nodes. Where one's memory ends within a section, the next one's begins where the
+/// section does.
+pub(crate) fn arguments(numa: &Numa) -> Vec<String> {
+    let total: u64 = numa.nodes.iter().map(|node| node.memory_bytes).sum();
     let (mut end, mut begin) = (0, 0);
     let mut words = Vec::new();
-    for node in nodes {
+    for node in &numa.nodes {
         end += node.memory_bytes;
         let border = match end == total {
             true => total,
             false => end / SECTION_BYTES * SECTION_BYTES,
         };
-        let mut word = options::memory_size_text(border - begin);
+        let mut word = memory_size_text(border - begin);
         begin = border;
         if !node.cpus.is_empty() {
             let _ = write!(word, "@{}", cpu_list(&node.cpus));
@@ -49,11 +28,58 @@ pub(crate) fn arguments(nodes: &[NumaNode], distances: &[Vec<u8>]) -> Vec<String
         words.push(word);
     }
     let mut arguments = vec![format!("numa={}", words.join(","))];
-    if distances != flat_distances(nodes.len()) {
-        let numbers: Vec<_> = distances.iter().flatten().map(u8::to_string).collect();
+    if !is_usual(&numa.distances) {
+        let numbers: Vec<_> = numa.distances.iter().flatten().map(u8::to_string).collect();
         arguments.push(format!("numa_dist={}", numbers.join(",")));
     }
     arguments
+}
+
+/// Whether distances are those that the kernel takes without being told.
+fn is_usual(distances: &[Vec<u8>]) -> bool {
+    let usual = |from, to| match from == to {
+        true => DISTANCE_SELF,
+        false => DISTANCE_NEXT,
+    };
+    distances.iter().enumerate().all(|(from, row)| {
+        let mut row = row.iter().enumerate();
+        row.all(|(to, distance)| *distance == usual(from, to))
+    })
+}
+
+/// The kernel argument for sockets, clusters, threads and caches, where they are other than what the kernel takes
+/// without being told: each NUMA node is a socket.
+pub(crate) fn cpu_topology(nodes: &[Node]) -> Option<String> {
+    let usual = |node: &Node| {
+        let one = node.sockets == 1 && node.clusters == 1 && node.threads == 1;
+        one && node.caches.is_empty() && node.numa.len() == 1
+    };
+    if nodes.iter().all(usual) {
+        return None;
+    }
+    let with_cpus = nodes.iter().filter(|node| node.cpus > 0);
+    let words: Vec<_> = with_cpus.map(built).collect();
+    Some(format!("cpu_topology={}", words.join(",")))
+}
+
+fn built(node: &Node) -> String {
+    let Node {
+        cpus,
+        sockets,
+        clusters,
+        threads,
+        ..
+    } = node;
+    let mut word = format!("{cpus}:{sockets}:{clusters}:{threads}");
+    let caches: Vec<_> = node
+        .caches
+        .iter()
+        .map(|&size| memory_size_text(size))
+        .collect();
+    if !caches.is_empty() {
+        let _ = write!(word, ":{}", caches.join("+"));
+    }
+    word
 }
 
 /// Ranges joined by `+`.
@@ -78,18 +104,28 @@ fn cpu_list(cpus: &[u16]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topology::{NumaNode, parse};
 
     const MIB: u64 = 1 << 20;
 
     fn node(mib: u64, cpus: &[u16]) -> NumaNode {
         NumaNode {
+            node: 0,
             memory_bytes: mib * MIB,
             cpus: cpus.to_vec(),
         }
     }
 
     fn flat(nodes: &[NumaNode]) -> Vec<String> {
-        arguments(nodes, &flat_distances(nodes.len()))
+        let row = |from| {
+            (0..nodes.len())
+                .map(|to| if to == from { 10 } else { 20 })
+                .collect()
+        };
+        arguments(&Numa {
+            nodes: nodes.to_vec(),
+            distances: (0..nodes.len()).map(row).collect(),
+        })
     }
 
     #[test]
@@ -114,10 +150,27 @@ mod tests {
     #[test]
     fn distances_are_given_where_they_are_not_the_usual_ones() {
         let nodes = [node(64, &[0]), node(64, &[1])];
-        let far = vec![vec![10, 30], vec![31, 10]];
+        let far = Numa {
+            nodes: nodes.to_vec(),
+            distances: vec![vec![10, 30], vec![31, 10]],
+        };
         assert_eq!(
-            arguments(&nodes, &far),
+            arguments(&far),
             ["numa=64M@0,64M@1", "numa_dist=10,30,31,10"]
+        );
+    }
+
+    #[test]
+    fn how_cpus_are_built_is_told_where_somebody_says_so() {
+        let told = |text: &str| cpu_topology(&parse("x", text).unwrap().nodes);
+        let plain = "[[node]]\nname = \"a\"\ncpus = 2\n";
+        assert_eq!(told(plain), None);
+        let plain = format!("{plain}caches = [\"64K\"]\n");
+        let shaped = "[[node]]\nname = \"b\"\ncpus = 0\n[[node]]\nname = \"c\"\ncpus = 8\nsockets = 2\nthreads = 2\n\
+                      caches = [\"32K\", \"1M\"]\n";
+        assert_eq!(
+            told(&format!("{plain}{shaped}")).as_deref(),
+            Some("cpu_topology=2:1:1:1:64K,8:2:1:2:32K+1M")
         );
     }
 }

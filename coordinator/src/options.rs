@@ -290,30 +290,35 @@ pub(crate) fn guest_memory(bytes: u64) -> Result<(), String> {
 
 /// The size of a node's memory.
 pub(crate) fn memory_bytes(text: &str) -> Result<u64, String> {
-    let (digits, unit) = match text.char_indices().next_back() {
-        Some((end, 'K' | 'k')) => (&text[..end], KIB),
-        Some((end, 'M' | 'm')) => (&text[..end], MIB),
-        Some((end, 'G' | 'g')) => (&text[..end], GIB),
-        _ => return Err("a size is a number with K, M or G".into()),
-    };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err("a size is a number with K, M or G".into());
-    }
-    let size = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit));
-    match size {
-        None => Err("this machine cannot map that much".into()),
-        Some(size) if size < NODE_MEMORY_BYTES_MIN => Err(format!(
+    match size_bytes(text)? {
+        size if size < NODE_MEMORY_BYTES_MIN => Err(format!(
             "a node has at least {}M",
             NODE_MEMORY_BYTES_MIN / MIB
         )),
-        Some(size) if size % PAGE_BYTES != 0 => {
+        size if size % PAGE_BYTES != 0 => {
             Err(format!("a size is a multiple of {}K", PAGE_BYTES / KIB))
         }
-        Some(size) => Ok(size),
+        size => Ok(size),
     }
+}
+
+/// A number with its unit.
+pub(crate) fn size_bytes(text: &str) -> Result<u64, String> {
+    let unit = match text.chars().next_back() {
+        Some('K' | 'k') => KIB,
+        Some('M' | 'm') => MIB,
+        Some('G' | 'g') => GIB,
+        _ => return Err("a size is a number with K, M or G".into()),
+    };
+    let digits = &text[..text.len() - 1];
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("a size is a number with K, M or G".into());
+    }
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .ok_or_else(|| "this machine cannot map that much".into())
 }
 
 /// Whether this machine can map this much memory at one place, which is what a node does.

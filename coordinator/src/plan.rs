@@ -7,7 +7,7 @@ use crate::disk::{Disk, Disks};
 use crate::failure::Failure;
 use crate::links::Links;
 use crate::network::Networks;
-use crate::numa::{self, NumaNode};
+use crate::numa;
 use crate::options::{self, Place, Root};
 use crate::topology::{self, Numa, Topology};
 use span_api::auth::{Token, TokenError};
@@ -65,6 +65,7 @@ impl Plan {
             memory,
             links,
             numa,
+            cpu_topology,
         } = Machines::new(up)?;
         if let Some(name) = &up.name {
             options::check_name("--name", name)?;
@@ -97,8 +98,11 @@ impl Plan {
         }
         let nodes = number(names, &cpus, &memory);
         let numa = numa.unwrap_or_else(|| Numa::of_nodes(&nodes, &links));
-        if numa.nodes.len() > 1 && !names_numa(&appended) {
-            arguments.extend(numa_arguments(&numa));
+        if numa.nodes.len() > 1 && !is_appended(&appended, "numa=") {
+            arguments.extend(numa::arguments(&numa).into_iter().map(String::into_bytes));
+        }
+        if !is_appended(&appended, "numa=") && !is_appended(&appended, "cpu_topology=") {
+            arguments.extend(cpu_topology.map(String::into_bytes));
         }
         arguments.extend(storage.arguments);
         arguments.extend(networks.arguments());
@@ -160,6 +164,8 @@ struct Machines {
     links: Links,
     /// If it is not one NUMA node for each.
     numa: Option<Numa>,
+    /// If it is not one socket for each NUMA node.
+    cpu_topology: Option<String>,
 }
 
 impl Machines {
@@ -175,6 +181,7 @@ impl Machines {
             memory: options::memory(up.mem.as_deref(), &names)?,
             links: Links::new(up.latency.as_deref(), &names)?,
             numa: None,
+            cpu_topology: None,
             names,
             places,
         })
@@ -220,6 +227,7 @@ impl Machines {
                 .map(|node| node.memory_bytes)
                 .collect(),
             numa: Some(topology.numa()),
+            cpu_topology: numa::cpu_topology(&topology.nodes),
             links: topology.links,
         })
     }
@@ -243,23 +251,11 @@ fn number(names: Vec<String>, cpus: &[usize], memory: &[u64]) -> Vec<NodeSpec> {
         .collect()
 }
 
-/// Whether the user says which NUMA nodes there are.
-fn names_numa(appended: &[Vec<u8>]) -> bool {
-    appended.iter().any(|word| word.starts_with(b"numa="))
-}
-
-fn numa_arguments(numa: &Numa) -> impl Iterator<Item = Vec<u8>> {
-    let nodes: Vec<_> = numa
-        .nodes
+/// Whether the user says it himself, with `--append`.
+fn is_appended(appended: &[Vec<u8>], option: &str) -> bool {
+    appended
         .iter()
-        .map(|node| NumaNode {
-            memory_bytes: node.memory_bytes,
-            cpus: node.cpus.clone(),
-        })
-        .collect();
-    numa::arguments(&nodes, &numa.distances)
-        .into_iter()
-        .map(String::into_bytes)
+        .any(|word| word.starts_with(option.as_bytes()))
 }
 
 /// The guest's root file system and disks.

@@ -20,9 +20,9 @@ use crate::links::Links;
 use span_api::guest::NodeSpec;
 
 /// Distance of a NUMA node to itself, to another of the same node, and to one of a node that costs nothing to reach.
-const DISTANCE_SELF: u8 = 10;
+pub(crate) const DISTANCE_SELF: u8 = 10;
 const DISTANCE_BESIDE: u8 = 12;
-const DISTANCE_NEXT: u8 = 20;
+pub(crate) const DISTANCE_NEXT: u8 = 20;
 /// The greatest that Linux has; one more means that there is no way.
 const DISTANCE_MAX: u8 = 254;
 
@@ -58,6 +58,8 @@ pub(crate) struct Node {
     pub(crate) sockets: usize,
     pub(crate) clusters: usize,
     pub(crate) threads: usize,
+    /// Sizes of a core's cache, a cluster's and a socket's, as far as the file says them.
+    pub(crate) caches: Vec<u64>,
     /// Its links take this many times as long.
     pub(crate) slow: f64,
     /// At least one.

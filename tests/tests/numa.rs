@@ -1,7 +1,9 @@
 //! NUMA nodes that the guest sees, and memory that lies where it is used.
 
-use span_tests::{Detached, Up, World, not_tested, number};
+use serde_json::Value;
+use span_tests::{Detached, Spawned, Up, World, not_tested, number};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What the guest's own tool says of the machine.
 const TOOL: &str = "numactl";
@@ -211,6 +213,156 @@ fn variables_of_cpus_are_added_on_every_node() {
     }
     guest.down().expect(0);
     world.assert_clean();
+}
+
+/// Two sockets of two cores with two threads each, and one socket of two clusters.
+const BUILT: &str = r#"
+[[node]]
+name = "a"
+cpus = 8
+mem = "256M"
+sockets = 2
+threads = 2
+caches = ["32K", "1M", "32M"]
+
+[[node]]
+name = "b"
+cpus = 4
+mem = "64M"
+clusters = 2
+caches = ["64K", "2M"]
+"#;
+
+#[test]
+fn cpus_are_built_together_as_a_topology_says() {
+    let world = World::new();
+    let guest = Up::bare(&world)
+        .option("--topology")
+        .option(world.file("built.toml", BUILT))
+        .detach("built");
+    guest.status().assert_spread();
+    let of_cpus = |file: &str| {
+        let text = guest.sh(&format!(
+            "cd /sys/devices/system/cpu; for c in $(seq 0 11); do cat cpu$c/{file}; done"
+        ));
+        text.lines().map(str::to_string).collect::<Vec<_>>()
+    };
+    for (file, values) in [
+        ("topology/physical_package_id", "0 0 0 0 1 1 1 1 2 2 2 2"),
+        ("topology/core_id", "0 0 1 1 0 0 1 1 0 1 2 3"),
+        ("topology/cluster_id", "-1 -1 -1 -1 -1 -1 -1 -1 0 0 1 1"),
+        (
+            "topology/thread_siblings_list",
+            "0-1 0-1 2-3 2-3 4-5 4-5 6-7 6-7 8 9 10 11",
+        ),
+        (
+            "topology/package_cpus_list",
+            "0-3 0-3 0-3 0-3 4-7 4-7 4-7 4-7 8-11 8-11 8-11 8-11",
+        ),
+    ] {
+        let values: Vec<&str> = values.split(' ').collect();
+        assert_eq!(of_cpus(file), values, "{file}");
+    }
+    let clusters = of_cpus("topology/cluster_cpus_list");
+    assert_eq!(clusters[8..], ["8-9", "8-9", "10-11", "10-11"]);
+    let caches = guest.sh(
+        "cd /sys/devices/system/cpu; for c in cpu6/cache/index* cpu9/cache/index*; do \
+         echo $(cd $c; cat level type size shared_cpu_list); done",
+    );
+    assert_eq!(
+        caches.lines().collect::<Vec<_>>(),
+        [
+            "1 Data 32K 6-7",
+            "2 Unified 1024K 6-7",
+            "3 Unified 32768K 4-7",
+            "1 Data 64K 9",
+            "2 Unified 2048K 8-9",
+        ]
+    );
+    // What the scheduler goes by, from the smallest group to the largest.
+    let domains = guest.sh(
+        "mount -t debugfs none /sys/kernel/debug; cd /sys/kernel/debug/sched; echo Y > verbose; cd domains; \
+         for c in 0 8; do cat cpu$c/domain*/name; echo; done",
+    );
+    assert_eq!(domains, "SMT\nMC\nHOST\nNUMA\n\nCLS\nMC\nNUMA");
+    guest.down().expect(0);
+
+    for (append, said) in [
+        ("cpu_topology=12:5", "12 CPUs cannot be divided into 5"),
+        ("cpu_topology=8", "8 CPUs of 12"),
+        ("cpu_topology=8,5", "5: from 1 to 4 is allowed"),
+        ("cpu_topology=12:1:1:1:3K", "a cache of 3072 bytes"),
+        (
+            "cpu_topology=8:1:1:1:32K,4",
+            "CPU 0 has caches, but CPU 8 has none",
+        ),
+        ("cpu_topology=12:2:1:6", "CPU 6 is in another NUMA node"),
+    ] {
+        let outcome = Up::bare(&world)
+            .option("--topology")
+            .option(world.file("built.toml", BUILT))
+            .append(append)
+            .run(&["true"]);
+        assert_ne!(outcome.code, 0, "{append} boots");
+        let lines = outcome.stderr.lines().filter(|line| line.contains(said));
+        assert_eq!(lines.count(), 1, "{append}: {}", outcome.stderr);
+    }
+    world.assert_clean();
+}
+
+/// Those that come with the program.
+#[test]
+fn the_machine_is_the_one_that_a_topology_describes() {
+    if !has_tool() {
+        return;
+    }
+    let world = World::new();
+    let names = topology(&world, &["list", "--json"]);
+    for listed in names.as_array().expect("a list") {
+        let name = listed["name"].as_str().expect("a name");
+        let described = topology(&world, &["show", name, "--json"]);
+        let outcome = Up::bare(&world)
+            .option("--topology")
+            .option(name)
+            .run(&[TOOL, "-H"])
+            .expect(0);
+        let text = outcome.text();
+        let value = |key: String| -> Vec<u64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(&key));
+            let line = line.unwrap_or_else(|| panic!("{name}: no {key:?}: {text}"));
+            let words = line.split_whitespace().filter(|word| *word != "MB");
+            words.map(|word| word.parse().expect("a number")).collect()
+        };
+        let numbers = |value: &Value| -> Vec<u64> {
+            let numbers = value.as_array().expect("a list").iter();
+            numbers.map(|it| it.as_u64().expect("a number")).collect()
+        };
+        let nodes = described["numa"].as_array().expect("NUMA nodes");
+        let headline = format!("available: {} nodes (0-{})", nodes.len(), nodes.len() - 1);
+        assert_eq!(text.lines().next(), Some(&headline[..]), "{name}");
+        for (index, node) in nodes.iter().enumerate() {
+            let cpus = value(format!("node {index} cpus:"));
+            assert_eq!(cpus, numbers(&node["cpus"]), "{name}: {text}");
+            // What the kernel needs for itself is missing.
+            let mib = node["memory_bytes"].as_u64().expect("a size") >> 20;
+            let size = value(format!("node {index} size:"))[0];
+            assert!(size > mib - 48 && size <= mib, "{name}: {text}");
+            let distances = value(format!("{index:3}:"));
+            let given = numbers(&described["distances"][index]);
+            assert_eq!(distances, given, "{name}: {text}");
+        }
+    }
+    world.assert_clean();
+}
+
+#[track_caller]
+fn topology(world: &World, words: &[&str]) -> Value {
+    let mut command = world.command("coordinator");
+    command.arg("topology").args(words);
+    let mut spawned = Spawned::start(&mut command);
+    spawned.feed(Vec::new());
+    let outcome = spawned.wait(Duration::from_secs(60)).expect(0);
+    serde_json::from_slice(&outcome.stdout).expect("JSON")
 }
 
 #[test]

@@ -113,7 +113,12 @@ fn nodes(file: &File) -> Result<Vec<Node>, Wrong> {
     if nodes.is_empty() {
         return wrong(0..0, "there is no [[node]]");
     }
+    let cached = nodes.iter().any(|node| !node.caches.is_empty());
     for (raw, node) in file.nodes.iter().zip(&nodes) {
+        if cached && node.cpus > 0 && node.caches.is_empty() {
+            let why = "caches are said of all nodes that have CPUs, or of none";
+            return wrong(raw.get_ref().name.span(), why);
+        }
         if let Some(group) = &raw.get_ref().group
             && nodes.iter().any(|other| other.name == *group.get_ref())
         {
@@ -202,6 +207,14 @@ fn node(raw: &shapes::Node, first: bool) -> Result<Node, Wrong> {
         );
     }
     let shape = Shape::read(raw, cpus as usize)?;
+    if let (Some(raw), Some(parts)) = (&raw.numa, &numa)
+        && let Some(cpu) = shape.divided(cpus as usize, parts)
+    {
+        return wrong(
+            raw.span(),
+            format_args!("CPU {cpu} is in another NUMA node than one of its core or cluster"),
+        );
+    }
     let slow = match &raw.slow {
         Some(slow) if !SLOW.contains(slow.get_ref()) => {
             return wrong(
@@ -225,6 +238,7 @@ fn node(raw: &shapes::Node, first: bool) -> Result<Node, Wrong> {
         sockets: shape.sockets,
         clusters: shape.clusters,
         threads: shape.threads,
+        caches: shape.caches,
         slow,
         numa: numa.unwrap_or_else(|| vec![all()]),
     })
@@ -252,7 +266,11 @@ struct Shape {
     sockets: usize,
     clusters: usize,
     threads: usize,
+    caches: Vec<u64>,
 }
+
+/// Those of a core, a cluster, a socket.
+const CACHES_MAX: usize = 3;
 
 impl Shape {
     fn read(raw: &shapes::Node, cpus: usize) -> Result<Self, Wrong> {
@@ -273,7 +291,31 @@ impl Shape {
             sockets: one("sockets", &raw.sockets)?,
             clusters: one("clusters", &raw.clusters)?,
             threads: one("threads", &raw.threads)?,
+            caches: caches(raw.caches.as_ref())?,
         })
+    }
+
+    /// A CPU that is with others of its core, or its cluster, but in another NUMA node.
+    fn divided(&self, cpus: usize, parts: &[NumaPart]) -> Option<usize> {
+        let together = match self.clusters {
+            1 => self.threads,
+            clusters => cpus / self.sockets / clusters,
+        };
+        let part = |cpu: usize| parts.iter().position(|part| part.cpus.contains(&cpu));
+        (0..cpus).find(|cpu| part(*cpu) != part(cpu - cpu % together))
+    }
+}
+
+fn caches(raw: Option<&Spanned<Vec<Spanned<shapes::Cache>>>>) -> Result<Vec<u64>, Wrong> {
+    let Some(raw) = raw else {
+        return Ok(Vec::new());
+    };
+    match raw.get_ref().get(CACHES_MAX) {
+        Some(more) => wrong(
+            more.span(),
+            "caches are those of a core, of a cluster and of a socket: three at most",
+        ),
+        None => Ok(raw.get_ref().iter().map(|size| size.get_ref().0).collect()),
     }
 }
 

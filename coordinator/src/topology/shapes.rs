@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use toml::Spanned;
 
+const CACHE_BYTES_MIN: u64 = 4 << 10;
+const CACHE_BYTES_MAX: u64 = 1 << 30;
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
@@ -33,6 +36,7 @@ pub(super) struct Node {
     pub(super) sockets: Option<Spanned<i64>>,
     pub(super) clusters: Option<Spanned<i64>>,
     pub(super) threads: Option<Spanned<i64>>,
+    pub(super) caches: Option<Spanned<Vec<Spanned<Cache>>>>,
     pub(super) slow: Option<Spanned<f64>>,
     pub(super) numa: Option<Spanned<Vec<Spanned<NumaPart>>>>,
 }
@@ -143,11 +147,21 @@ written!(
 );
 written!(Loss, u32, values::loss_ppm, "a loss as \"0.1%\"");
 written!(Size, u64, size, "a size as \"256M\"");
+written!(Cache, u64, cache, "a size as \"32K\"");
 
 /// Of a node's memory, or a part of it, which may have none.
 fn size(text: &str) -> Result<u64, String> {
     match text {
         "0" => Ok(0),
         _ => options::memory_bytes(text),
+    }
+}
+
+/// Of a cache: what the kernel can be told.
+fn cache(text: &str) -> Result<u64, String> {
+    let bytes = options::size_bytes(text)?;
+    match (CACHE_BYTES_MIN..=CACHE_BYTES_MAX).contains(&bytes) && bytes % CACHE_BYTES_MIN == 0 {
+        true => Ok(bytes),
+        false => Err("a cache has a multiple of 4K, up to 1G".into()),
     }
 }

@@ -95,9 +95,13 @@ fn cpus(node: &Node) -> String {
         (node.threads, "threads"),
     ];
     let parts = shape.iter().filter(|(count, _)| *count > 1);
-    let parts: Vec<String> = parts
+    let mut parts: Vec<String> = parts
         .map(|(count, noun)| format!("{count} {noun}"))
         .collect();
+    if !node.caches.is_empty() {
+        let sizes: Vec<_> = node.caches.iter().map(|bytes| size(*bytes)).collect();
+        parts.push(format!("caches {}", sizes.join(" ")));
+    }
     match parts.is_empty() {
         true => node.cpus.to_string(),
         false => format!("{} ({})", node.cpus, parts.join(", ")),
@@ -122,7 +126,7 @@ pub(super) fn json(topology: &Topology) -> Value {
         json!({
             "name": node.name, "address": node.address, "group": node.group, "cpus": node.cpus,
             "memory_bytes": node.memory_bytes, "sockets": node.sockets, "clusters": node.clusters,
-            "threads": node.threads, "slow": node.slow, "numa": numa.collect::<Vec<_>>(),
+            "threads": node.threads, "caches_bytes": node.caches, "slow": node.slow, "numa": numa.collect::<Vec<_>>(),
         })
     };
     let link = |(from, to, link): (&Node, &Node, Link)| {

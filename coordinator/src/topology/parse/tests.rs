@@ -141,6 +141,29 @@ fn nodes_that_cannot_be_are_refused() {
             "5:11",
             "divided",
         ),
+        (
+            node(
+                "cpus = 2\nthreads = 2\nnuma = [{ cpus = \"0\", mem = \"32M\" }, { cpus = \"1\", mem = \"32M\" }]",
+            ),
+            "5:8",
+            "CPU 1 is in another NUMA node",
+        ),
+        (node("caches = [\"32\"]"), "3:11", "K, M or G"),
+        (node("caches = [\"5K\"]"), "3:11", "multiple of 4K"),
+        (
+            node("caches = [\"32K\", \"1M\", \"8M\", \"1G\"]"),
+            "3:30",
+            "three at most",
+        ),
+        (
+            format!(
+                "{}{}",
+                node("caches = [\"32K\"]"),
+                node("").replace("\"a\"", "\"b\"")
+            ),
+            "5:8",
+            "or of none",
+        ),
         (node("slow = 0.5"), "3:8", "from 1 to 1000"),
         (after("cpus = 64"), "5:8", "65 CPUs"),
         (after("cpus = 0\nmem = \"0\""), "5:8", "neither"),

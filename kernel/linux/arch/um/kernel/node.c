@@ -220,7 +220,7 @@ static const struct cpumask *node_mask(struct sched_domain_topology_level *tl,
 
 static int node_sd_flags(void)
 {
-	return SD_SHARE_LLC;
+	return uml_several_sockets ? 0 : SD_SHARE_LLC;
 }
 
 static const struct cpumask *numa_mask(struct sched_domain_topology_level *tl,
@@ -231,6 +231,9 @@ static const struct cpumask *numa_mask(struct sched_domain_topology_level *tl,
 
 /* The levels between NUMA nodes follow by themselves */
 static struct sched_domain_topology_level node_topology[] = {
+	SDTL_INIT(tl_smt_mask, cpu_smt_flags, SMT),
+	SDTL_INIT(tl_cls_mask, cpu_cluster_flags, CLS),
+	SDTL_INIT(tl_mc_mask, cpu_core_flags, MC),
 	{ .mask = node_mask, .sd_flags = node_sd_flags, .name = "HOST" },
 	{ .mask = numa_mask, .balance_ms = NODE_BALANCE_MS, .name = "HOSTS" },
 	{ NULL, },
@@ -269,6 +272,8 @@ static int __init node_topology_init(void)
 			    cpu_to_node(cpu) == cpu_to_node(other))
 				cpumask_set_cpu(other, &node_cpus[cpu]);
 		}
+		cpumask_and(&uml_cpu_place[cpu].near_mask,
+			    &uml_cpu_place[cpu].near_mask, &node_cpus[cpu]);
 	}
 	set_sched_topology(node_topology);
 
