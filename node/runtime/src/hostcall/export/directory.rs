@@ -5,6 +5,7 @@
 //! symbolic links itself, in its own name space; here the last part of a path is never followed.
 
 use super::super::env::errno;
+use super::super::umask;
 use super::opened::Opened;
 use super::tree::Tree;
 use std::ffi::{CStr, CString};
@@ -156,7 +157,7 @@ impl Directory {
         if self.confines {
             return open_beneath(from, &inside, flags | libc::O_NOFOLLOW, mode);
         }
-        let flags = flags | libc::O_CLOEXEC;
+        let (flags, mode) = (flags | libc::O_CLOEXEC, umask::own(mode));
         // SAFETY: passes a string.
         owned(unsafe { libc::openat(from, inside.as_ptr(), flags, mode) }.into())
     }
