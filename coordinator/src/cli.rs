@@ -267,6 +267,10 @@ pub(crate) struct UpOptions {
     /// How guest pages are protected
     #[arg(long, value_enum, default_value_t = PagingOption::Auto)]
     pub(crate) paging: PagingOption,
+    /// Wait for guest processes that do not answer, however long: a debugger may have stopped them. Without, a
+    /// node of which nothing is heard for 1.5 s is lost
+    #[arg(long)]
+    pub(crate) debug: bool,
     /// File with the token that the daemons know
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,

@@ -492,6 +492,7 @@ impl Guest {
                     links: self.plan.links.of_node(index),
                     link_seed: self.plan.links.seed,
                     paging: self.plan.paging,
+                    patient: self.plan.patient,
                     exports: self.plan.exports[index].clone(),
                     any_disk: local,
                     bind,

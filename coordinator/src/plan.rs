@@ -39,6 +39,7 @@ pub(crate) struct Plan {
     #[allow(dead_code, reason = "for kernels with NUMA")]
     pub(crate) numa: Numa,
     pub(crate) paging: Paging,
+    pub(crate) patient: bool,
     pub(crate) networks: Networks,
     /// Kernel arguments but for those that depend on the guest's name or an agent.
     pub(crate) arguments: Vec<Vec<u8>>,
@@ -125,6 +126,7 @@ impl Plan {
             places,
             links,
             paging,
+            patient: up.debug,
             networks,
             arguments,
             appended,

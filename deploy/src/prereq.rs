@@ -58,6 +58,8 @@ pub(crate) const BUILD: &[Need] = &[
 pub(crate) const TEST: &[Need] = &[
     program("debugfs", "e2fsprogs"),
     program("fio", "fio"),
+    program("gdb", "gdb"),
+    program("git", "git"),
     program("ip", "iproute2"),
     program("java", "default-jdk-headless"),
     program("javac", "default-jdk-headless"),
@@ -68,6 +70,7 @@ pub(crate) const TEST: &[Need] = &[
     program("slirp4netns", "slirp4netns"),
     program("stress-ng", "stress-ng"),
     program("uml_moo", "uml-utilities"),
+    program("xorriso", "xorriso"),
     Need {
         kind: Kind::PythonTests,
         package: "libpython3-testsuite",

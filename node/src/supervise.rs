@@ -278,6 +278,7 @@ impl Guest {
             spawn.guest
         );
 
+        let patient = spawn.setup.patient;
         let (messages, queue) = mpsc::channel(GUEST_QUEUE_MESSAGES_MAX);
         tokio::spawn(to_guest(writer, queue));
         let relays = [
@@ -294,7 +295,7 @@ impl Guest {
             tokio::spawn(from_log(log, sender.clone())),
         ];
         let (keep, kept) = oneshot::channel();
-        let supervisor = tokio::spawn(supervise(process, relays, kept, sender));
+        let supervisor = tokio::spawn(supervise(process, relays, kept, sender, patient));
         Ok(Self {
             pid,
             messages,
@@ -323,16 +324,23 @@ impl Guest {
 }
 
 /// Reports the end of the process, after everything it said; ends it when `kept` is dropped. A process
-/// that was stopped is reported to be lost.
+/// that was stopped is reported to be lost, unless this is patient.
 async fn supervise(
     mut process: Process,
     relays: [JoinHandle<()>; 2],
     mut kept: oneshot::Receiver<()>,
     sender: Sender,
+    patient: bool,
 ) {
-    let change = tokio::select! {
-        change = process.change() => Some(change),
-        _ = &mut kept => None,
+    let change = loop {
+        let change = tokio::select! {
+            change = process.change() => Some(change),
+            _ = &mut kept => None,
+        };
+        match change {
+            Some(Change::Stopped(_)) if patient => {}
+            change => break change,
+        }
     };
     if let Some(Change::Stopped(signal)) = change {
         let line = format!("its guest process was stopped by {signal}");

@@ -253,6 +253,8 @@ pub struct Setup {
     /// What chance decides on links follows from it.
     pub link_seed: u64,
     pub paging: Paging,
+    /// Whether nodes that do not answer are waited for, since a debugger may have stopped them.
+    pub patient: bool,
     /// What the guest may mount of this node's host: its agent has the last word.
     pub exports: Vec<Export>,
     /// Whether any file of this node's host may be a disk, not only one that is exported; likewise.

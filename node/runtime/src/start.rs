@@ -63,6 +63,7 @@ pub(crate) fn join() -> Option<Setup> {
         .nodes
         .iter()
         .map(|node| node.name.clone().into_bytes());
+    hostcall::take_umask();
     if let Err(line) = hostcall::export(&setup.exports, setup.any_disk, names.collect()) {
         control::fail(&line);
     }

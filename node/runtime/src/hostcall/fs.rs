@@ -3,6 +3,7 @@
 use super::call::{Job, on_path};
 use super::env::{self, Env, Place, fail, set_errno};
 use super::exec::Op;
+use super::umask;
 use core::cell::UnsafeCell;
 use core::ffi::{c_char, c_int, c_uint, c_void};
 use core::ptr;
@@ -12,7 +13,7 @@ use libc::{dirent64, mode_t, off64_t, size_t, ssize_t, timeval};
 pub(super) extern "C" fn __wrap_open64(path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
     match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
-        None => unsafe { libc::open64(path, flags, mode) },
+        None => unsafe { libc::open64(path, flags, umask::own(mode)) },
         Some(env) => path_call(env, Op::PathOpen, [flags.into(), mode.into()], path),
     }
 }
@@ -37,7 +38,7 @@ pub(super) extern "C" fn __wrap_access(path: *const c_char, mode: c_int) -> c_in
 pub(super) extern "C" fn __wrap_mkdir(path: *const c_char, mode: mode_t) -> c_int {
     match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
-        None => unsafe { libc::mkdir(path, mode) },
+        None => unsafe { libc::mkdir(path, umask::own(mode)) },
         Some(env) => path_call(env, Op::PathMkdir, [mode.into(), 0], path),
     }
 }
@@ -64,7 +65,7 @@ pub(super) extern "C" fn __wrap_unlink(path: *const c_char) -> c_int {
 pub(super) extern "C" fn __wrap_mknod(path: *const c_char, mode: mode_t, dev: u64) -> c_int {
     match env::for_path(path) {
         // SAFETY: the caller's arguments, as they are.
-        None => unsafe { libc::mknod(path, mode, dev) },
+        None => unsafe { libc::mknod(path, umask::own(mode), dev) },
         Some(env) => path_call(env, Op::PathMknod, [mode.into(), dev as i64], path),
     }
 }

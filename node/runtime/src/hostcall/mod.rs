@@ -41,11 +41,13 @@ mod syscall;
 mod tests;
 mod time;
 mod tty;
+mod umask;
 mod wire;
 
 pub use env::{Env, install, install_for_hostfs, set_paths_local, share_fd};
 pub(crate) use export::set_up as export;
 pub use serve::serve;
+pub(crate) use umask::take as take_umask;
 #[cfg(test)]
 pub(crate) use wire::a_request;
 pub use wire::{REPLY_MAX, REQUEST_MAX};

@@ -3,6 +3,7 @@
 use super::call::refuse;
 use super::env::{self, fail};
 use super::slot::{Frame, Nesting, Slot};
+use super::umask;
 use super::wire::REQUEST_MAX;
 use crate::sticky;
 use core::ffi::{c_char, c_int, c_uint, c_void};
@@ -119,6 +120,7 @@ pub(super) extern "C" fn __wrap_execve(
     argv: *const *const c_char,
     envp: *const *const c_char,
 ) -> c_int {
+    umask::give_back();
     if env::active().is_none() {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { libc::execve(path, argv, envp) };
@@ -148,6 +150,7 @@ pub(super) extern "C" fn __wrap_execvp(path: *const c_char, argv: *const *const 
 type Exec = unsafe extern "C" fn(*const c_char, *const *const c_char) -> c_int;
 
 fn exec_with(exec: Exec, path: *const c_char, argv: *const *const c_char) -> c_int {
+    umask::give_back();
     if env::active().is_none() {
         // SAFETY: the caller's arguments, as they are.
         return unsafe { exec(path, argv) };

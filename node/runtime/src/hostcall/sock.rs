@@ -6,6 +6,7 @@ use super::env::{self, Env, Place, fail};
 use super::exec::{ALIGN, Op, Received};
 use super::fd::Cursor;
 use super::slot::Frame;
+use super::umask;
 use super::wire::DATA_MAX;
 use core::ffi::{c_int, c_uint, c_void};
 use core::ptr;
@@ -77,8 +78,11 @@ fn with_address(
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn __wrap_bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int {
     match env::active() {
-        // SAFETY: the caller's arguments, as they are.
-        None => unsafe { libc::bind(fd, address, len) },
+        None => {
+            umask::restrict_socket(fd);
+            // SAFETY: the caller's arguments, as they are.
+            unsafe { libc::bind(fd, address, len) }
+        }
         Some(env) => with_address(env, Op::Bind, fd, address, len),
     }
 }

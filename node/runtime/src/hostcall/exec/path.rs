@@ -2,6 +2,7 @@
 
 use super::{Done, Op, Work, set_errno};
 use crate::hostcall::env::Env;
+use crate::hostcall::umask;
 use core::ffi::{CStr, c_char};
 
 const EMPTY: &CStr = c"";
@@ -12,7 +13,8 @@ pub(super) fn exec(env: &Env, work: &Work) -> Option<Done> {
     let done = unsafe {
         match work.op {
             Op::PathOpen => {
-                let fd = libc::open64(work.string()?, work.int(0), work.int(1) as libc::c_uint);
+                let mode = umask::own(work.int(1) as u32);
+                let fd = libc::open64(work.string()?, work.int(0), mode);
                 Done::descriptor(env, fd)
             }
             Op::PathStat => {
@@ -40,11 +42,12 @@ pub(super) fn exec(env: &Env, work: &Work) -> Option<Done> {
                 let n = libc::readlink(work.string()?, work.output.cast(), work.output_cap);
                 Done::with_output(n as i64, n.max(0) as usize)
             }
-            Op::PathMkdir => Done::of(libc::mkdir(work.string()?, mode).into()),
+            Op::PathMkdir => Done::of(libc::mkdir(work.string()?, umask::own(mode)).into()),
             Op::PathRmdir => Done::of(libc::rmdir(work.string()?).into()),
             Op::PathUnlink => Done::of(libc::unlink(work.string()?).into()),
             Op::PathMknod => {
-                Done::of(libc::mknod(work.string()?, mode, work.args[1] as u64).into())
+                let (mode, device) = (umask::own(mode), work.args[1] as u64);
+                Done::of(libc::mknod(work.string()?, mode, device).into())
             }
             Op::PathMode => Done::of(libc::chmod(work.string()?, mode).into()),
             Op::PathOwner => Done::of(libc::chown(work.string()?, mode, work.int(1) as u32).into()),

@@ -2,6 +2,7 @@
 
 use super::{Done, Op, Work};
 use crate::hostcall::env::{Env, Place};
+use crate::hostcall::umask;
 use core::ptr;
 
 /// Layout of an `Op::Receive` output: the two lengths and the flags that the kernel gave back, then
@@ -28,7 +29,10 @@ pub(super) fn exec(env: &Env, work: &Work) -> Option<Done> {
             Op::Socket => {
                 Done::descriptor(env, libc::socket(work.int(0), work.int(1), work.int(2)))
             }
-            Op::Bind => Done::of(libc::bind(fd, address, address_len).into()),
+            Op::Bind => {
+                umask::restrict_socket(fd);
+                Done::of(libc::bind(fd, address, address_len).into())
+            }
             Op::Connect => Done::of(libc::connect(fd, address, address_len).into()),
             Op::Listen => Done::of(libc::listen(fd, work.int(1)).into()),
             Op::Accept => accept(env, work),

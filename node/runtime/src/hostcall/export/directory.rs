@@ -5,7 +5,9 @@
 //! symbolic links itself, in its own name space; here the last part of a path is never followed.
 
 use super::super::env::errno;
+use super::super::umask;
 use super::opened::Opened;
+use super::sqlite;
 use super::tree::Tree;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -152,13 +154,27 @@ impl Directory {
 
     /// A symbolic link is not followed, unless it may lead anywhere.
     pub(super) fn open_inside(&self, path: &Path, flags: i32, mode: u32) -> Result<OwnedFd, i32> {
+        if flags & libc::O_PATH == 0 && sqlite::holds_any() {
+            self.refuse_databases(path)?;
+        }
         let (from, inside) = (self.at.as_raw_fd(), c_string(path)?);
         if self.confines {
             return open_beneath(from, &inside, flags | libc::O_NOFOLLOW, mode);
         }
-        let flags = flags | libc::O_CLOEXEC;
+        let (flags, mode) = (flags | libc::O_CLOEXEC, umask::own(mode));
         // SAFETY: passes a string.
         owned(unsafe { libc::openat(from, inside.as_ptr(), flags, mode) }.into())
+    }
+
+    fn refuse_databases(&self, path: &Path) -> Result<(), i32> {
+        let file = match self.itself(path) {
+            Err(libc::ENOENT) => return Ok(()),
+            file => file?,
+        };
+        match sqlite::holds(&statx_of(file.as_raw_fd(), 0, libc::STATX_INO)?) {
+            true => Err(libc::EBUSY),
+            false => Ok(()),
+        }
     }
 
     /// The thing itself, whatever it is.

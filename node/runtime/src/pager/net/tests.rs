@@ -43,6 +43,7 @@ fn setups(nodes: u16, latency_ns: u64) -> Vec<Setup> {
             link_seed: 0,
             exports: Vec::new(),
             any_disk: false,
+            patient: false,
             paging: Paging::Auto,
             bind: HERE,
             authority: authority.clone(),

@@ -56,9 +56,9 @@ pub(super) fn configs(setup: &Setup) -> Result<Configs, NetError> {
     client.alpn_protocols = vec![b"span".to_vec()];
 
     let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
-    server.transport_config(transport());
+    server.transport_config(transport(setup.patient));
     let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?));
-    client.transport_config(transport());
+    client.transport_config(transport(setup.patient));
     let mut endpoint = EndpointConfig::default();
     endpoint
         .max_udp_payload_size(DATAGRAM_BYTES_MAX)
@@ -70,7 +70,7 @@ pub(super) fn configs(setup: &Setup) -> Result<Configs, NetError> {
     })
 }
 
-fn transport() -> Arc<TransportConfig> {
+fn transport(patient: bool) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(IDLE).expect("a short time");
     let mut acks = AckFrequencyConfig::default();
@@ -80,7 +80,7 @@ fn transport() -> Arc<TransportConfig> {
     transport
         .initial_mtu(1452)
         .mtu_discovery_config(Some(mtu))
-        .max_idle_timeout(Some(idle))
+        .max_idle_timeout((!patient).then_some(idle))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .send_fairness(false)
         .stream_receive_window((8u32 << 20).into())

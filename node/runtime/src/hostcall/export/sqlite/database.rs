@@ -12,6 +12,7 @@ use serde_json::{Map, Value as Json};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
@@ -147,6 +148,25 @@ impl Database {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether a file is the database's, or of what SQLite keeps beside it; says so if it is.
+    pub(super) fn holds(&self, file: &libc::statx) -> bool {
+        const BESIDE: [&str; 3] = ["", "-wal", "-shm"];
+        let device = libc::makedev(file.stx_dev_major, file.stx_dev_minor);
+        let is = |end: &&str| {
+            let mut path = self.path.clone().into_os_string();
+            path.push(end);
+            let here = std::fs::metadata(path);
+            here.is_ok_and(|here| (here.dev(), here.ino()) == (device, file.stx_ino))
+        };
+        let Some(end) = BESIDE.iter().find(|end| is(end)) else {
+            return false;
+        };
+        self.say(&format!(
+            "the file itself{end} is not opened as long as the database is mounted"
+        ));
+        true
     }
 
     /// Attributes of the database's file.

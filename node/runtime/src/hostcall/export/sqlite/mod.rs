@@ -24,13 +24,29 @@ use row::Row;
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 /// The file is looked at when it is closed: hostfs asks. A bit of statx(2)'s attributes that no file system has.
 pub(super) const ATTRIBUTE_CHECKED: u64 = 1 << 63;
 
 #[derive(Debug)]
 pub(super) struct Sqlite(Arc<Database>);
+
+/// The databases that this process has open.
+static MOUNTED: Mutex<Vec<Weak<Database>>> = Mutex::new(Vec::new());
+
+/// Whether a file is one that SQLite has locks on here. To close it, however it was opened, is to give them up
+/// (fcntl(2)), so it must not be opened by another way. With an `O_PATH` descriptor it is not.
+pub(super) fn holds(file: &libc::statx) -> bool {
+    let mounted = lock(&MOUNTED);
+    let mut databases = mounted.iter().filter_map(Weak::upgrade);
+    databases.any(|database| database.holds(file))
+}
+
+/// Whether there are any.
+pub(super) fn holds_any() -> bool {
+    !lock(&MOUNTED).is_empty()
+}
 
 /// What a path leads to.
 #[derive(Debug, Clone)]
@@ -88,7 +104,9 @@ fn inode_of(table: &str, row: &[u8]) -> u64 {
 
 impl Sqlite {
     pub(super) fn open(path: &Path, read_only: bool) -> Result<Self, String> {
-        Ok(Self(Arc::new(Database::open(path, read_only)?)))
+        let database = Arc::new(Database::open(path, read_only)?);
+        lock(&MOUNTED).push(Arc::downgrade(&database));
+        Ok(Self(database))
     }
 
     /// Attributes of a file with this many bytes, or of a directory.
@@ -193,6 +211,16 @@ fn give_attributes(work: &Work, attributes: Result<libc::statx, i32>) -> Done {
     attributes.and_then(give).unwrap_or_else(Done::error)
 }
 
+/// Rows have no times, and so none but now, which is what touch(1) asks for.
+fn set_times(times: &[libc::timespec; 2]) -> Result<(), i32> {
+    let is_none =
+        |time: &libc::timespec| [libc::UTIME_NOW, libc::UTIME_OMIT].contains(&time.tv_nsec);
+    match times.iter().all(is_none) {
+        true => Ok(()),
+        false => Err(libc::EPERM),
+    }
+}
+
 impl Tree for Sqlite {
     fn open(&self, path: &Path, flags: i32, _mode: u32) -> Result<Opened, i32> {
         let place = Place::of(path)?;
@@ -287,8 +315,8 @@ impl Tree for Sqlite {
         Err(libc::EINVAL)
     }
 
-    fn set_times(&self, _path: &Path, _times: &[libc::timespec; 2]) -> Result<(), i32> {
-        Err(libc::EPERM)
+    fn set_times(&self, _path: &Path, times: &[libc::timespec; 2]) -> Result<(), i32> {
+        set_times(times)
     }
 
     fn symlink(&self, _path: &Path, _says: &CStr) -> Result<(), i32> {

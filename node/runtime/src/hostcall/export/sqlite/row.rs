@@ -2,7 +2,7 @@
 
 use super::database::Database;
 use super::text::{self, Written};
-use super::{Sqlite, give_attributes, inode_of};
+use super::{Sqlite, give_attributes, inode_of, set_times};
 use crate::hostcall::env::Env;
 use crate::hostcall::exec::{Done, Op, Work};
 use crate::hostcall::export::directory::{checked, owned};
@@ -222,7 +222,12 @@ impl Held for Row {
                 Ok(give_attributes(work, attributes))
             }
             Op::Allocate => Err(libc::EOPNOTSUPP),
-            Op::Mode | Op::Owner | Op::Times => Err(libc::EPERM),
+            Op::Times => {
+                let times = work.struct_at::<[libc::timespec; 2]>(0)?;
+                // SAFETY: it was checked to lie in the work's input.
+                set_times(unsafe { &*times }).map(|()| zero(()))
+            }
+            Op::Mode | Op::Owner => Err(libc::EPERM),
             _ => return None,
         };
         Some(done.unwrap_or_else(Done::error))
