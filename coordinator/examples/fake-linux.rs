@@ -298,6 +298,7 @@ impl Init {
         while let Ok(Some(message)) = codec::read::<ToInit>(&mut reader) {
             match message {
                 ToInit::Start { id, command } => self.start(id, command),
+                ToInit::LineSize { .. } => {}
                 ToInit::PowerOff => self.halt(HaltKind::PowerOff),
                 ToInit::Stdin { id, data } => {
                     if let Some(session) = self.sessions.lock().unwrap().get(&id)

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use span_api::line::Line;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -68,10 +69,22 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Attach to the guest's shared shell; Ctrl-] detaches
+    /// Attach to the guest's shared shell, or to one of its lines; Ctrl-] detaches
+    #[command(
+        after_help = "Several may be attached to one line: all see what the guest writes, each may type."
+    )]
     Console {
         #[command(flatten)]
         target: Target,
+        /// Console or serial line of the guest, con0 or ssl0 and so on [default: the shared shell]
+        #[arg(value_parser = line)]
+        line: Option<Line>,
+        /// List the guest's lines instead
+        #[arg(long, conflicts_with = "line")]
+        list: bool,
+        /// Print one JSON array
+        #[arg(long, requires = "list")]
+        json: bool,
     },
     /// Run a command in a guest
     Exec {
@@ -314,6 +327,10 @@ pub(crate) struct ProfileOptions {
     pub(crate) html: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Options of a new guest")]
     pub(crate) up: Option<UpOptions>,
+}
+
+fn line(value: &str) -> Result<Line, String> {
+    Line::parse(value).ok_or_else(|| "lines are con0 to con15 and ssl0 to ssl63".into())
 }
 
 fn interval(value: &str) -> Result<Duration, String> {

@@ -1,8 +1,8 @@
 //! The control socket of a guest, in its run directory: how other invocations of this program reach the
 //! coordinator of a running guest.
 //!
-//! A connection begins with a greeting of each side, then carries one [`Ask`]. After [`Ask::Session`] and
-//! [`Ask::Console`] it carries a session's messages in both directions, with the session's own flow
+//! A connection begins with a greeting of each side, then carries one [`Ask`]. After [`Ask::Session`],
+//! [`Ask::Console`] and [`Ask::Line`] it carries a session's messages in both directions, with the session's own flow
 //! control from end to end.
 
 mod links;
@@ -14,6 +14,7 @@ pub(crate) use profile::Told;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::guest::{Event, Profiled, Subject};
+use crate::lines::{Hub, LineStatus};
 use crate::links::Change;
 use crate::links::show::All;
 use crate::rundir::CONTROL_SOCKET;
@@ -23,6 +24,7 @@ use crate::stdio::Pipe;
 use serde::{Deserialize, Serialize};
 use span_api::codec;
 use span_api::guest::{LinkStats, Probed};
+use span_api::line::Line;
 use span_api::link::Hello;
 use span_api::profile::{Faults, Profiling};
 use span_api::session::{FromInit, ToInit, WindowSize};
@@ -54,6 +56,13 @@ pub(crate) enum Ask {
     Console {
         size: WindowSize,
     },
+    /// A line, and how large the terminal of who asks is.
+    Line {
+        line: Line,
+        size: Option<WindowSize>,
+    },
+    /// All lines.
+    Lines,
     /// Answered with [`Answer::Profiling`], then with [`Answer::Faults`] until whoever asks says
     /// [`Ask::Enough`] and gets the rest, or the guest ends; last comes [`Answer::Done`].
     Profile,
@@ -78,6 +87,7 @@ pub(crate) enum Ask {
 enum Answer {
     Status(Box<Status>),
     Profiling(Box<Subject>),
+    Lines(Vec<LineStatus>),
     Faults {
         node: u16,
         faults: Faults,
@@ -123,6 +133,7 @@ struct Server {
     events: mpsc::Sender<Event>,
     ready: watch::Receiver<Option<Sessions>>,
     console: Arc<Console>,
+    lines: Hub,
 }
 
 /// Starts to serve the control socket in `directory`.
@@ -130,6 +141,7 @@ pub(crate) fn serve(
     directory: &Path,
     events: mpsc::Sender<Event>,
     ready: watch::Receiver<Option<Sessions>>,
+    lines: Hub,
 ) -> io::Result<()> {
     let path = directory.join(CONTROL_SOCKET);
     let listener = UnixListener::bind(&path)?;
@@ -138,6 +150,7 @@ pub(crate) fn serve(
         events,
         ready,
         console: Arc::default(),
+        lines,
     };
     tokio::spawn(async move {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -202,6 +215,18 @@ impl Server {
                     Ok(())
                 }
                 Err(line) => codec::write_async(&mut writer, &Answer::Refused(line)).await,
+            },
+            Ask::Lines => {
+                let answer = Answer::Lines(self.lines.status());
+                codec::write_async(&mut writer, &answer).await
+            }
+            Ask::Line { line, size } => match self.lines.attach(line, size) {
+                Ok(pipe) => {
+                    codec::write_async(&mut writer, &Answer::Done).await?;
+                    relay(pipe, reader, writer).await;
+                    Ok(())
+                }
+                Err(why) => codec::write_async(&mut writer, &Answer::Refused(why)).await,
             },
             Ask::Console { size } => {
                 let mut ready = self.ready.clone();
@@ -326,6 +351,13 @@ impl Client {
         }
     }
 
+    pub(crate) async fn lines(mut self) -> Result<Vec<LineStatus>, Failure> {
+        match self.ask(Ask::Lines).await? {
+            Answer::Lines(lines) => Ok(lines),
+            _ => Err(Failure::failed("the coordinator gave a wrong answer")),
+        }
+    }
+
     /// Asks for the guest's end.
     pub(crate) async fn down(mut self) -> Result<(), Failure> {
         self.ask(Ask::Down).await.map(drop)
@@ -367,7 +399,7 @@ impl Client {
         Prober::new(self)
     }
 
-    /// Asks for a session ([`Ask::Session`] or [`Ask::Console`]) and returns its messages.
+    /// Asks for a session ([`Ask::Session`], [`Ask::Console`] or [`Ask::Line`]) and returns its messages.
     pub(crate) async fn session(mut self, ask: Ask) -> Result<Pipe, Failure> {
         self.ask(ask).await?;
         let Self {

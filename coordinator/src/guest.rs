@@ -18,6 +18,7 @@ use crate::artefacts::Contents;
 use crate::certificates::Certificates;
 use crate::control::Request;
 use crate::failure::{Failure, one_line};
+use crate::lines::Hub;
 use crate::link::{self, Connected, Link, Lost, Target};
 use crate::output::{Log, Progress};
 use crate::plan::Plan;
@@ -138,6 +139,7 @@ pub(crate) struct Guest {
     sessions: Option<Sessions>,
     /// What others may use once the guest runs.
     ready: watch::Sender<Option<Sessions>>,
+    lines: Hub,
     kernel: Option<String>,
     /// Init said that it ends the guest.
     halting: Option<HaltKind>,
@@ -159,7 +161,9 @@ pub(crate) struct Guest {
 impl Guest {
     pub(crate) fn new(plan: Plan, run: RunDirectory, log: Log, foreground: Foreground) -> Self {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let ready = watch::Sender::new(None);
         Self {
+            lines: Hub::new(&plan.lines, ready.subscribe()),
             nodes: plan.nodes.iter().map(|_| Node::default()).collect(),
             plan,
             run,
@@ -170,7 +174,7 @@ impl Guest {
             foreground: Some(foreground),
             session: None,
             sessions: None,
-            ready: watch::Sender::new(None),
+            ready,
             kernel: None,
             halting: None,
             cpus_online: 0,
@@ -195,6 +199,10 @@ impl Guest {
     /// Holds the guest's sessions from when it is ready.
     pub(crate) fn ready(&self) -> watch::Receiver<Option<Sessions>> {
         self.ready.subscribe()
+    }
+
+    pub(crate) fn lines(&self) -> Hub {
+        self.lines.clone()
     }
 
     /// Starts the guest, and serves it to its end. When this returns, nothing of it is left but its run
@@ -453,6 +461,9 @@ impl Guest {
             let (name, place) = (self.name(node), &self.plan.places[node]);
             Cause::Failed(format!("node {name} ({place}) {line}"))
         })?;
+        if node == 0 {
+            self.lines.connect(link.typed.clone());
+        }
         self.nodes[node].link = Some(link);
         if let Some(stream) = stream {
             let sessions = Sessions::start(stream.reader, stream.writer, self.sender.clone());
@@ -501,6 +512,10 @@ impl Guest {
                     key: certificate.key,
                 },
                 networks: self.plan.networks.of_node(index),
+                lines: match index {
+                    0 => self.plan.lines.clone().into_iter().collect(),
+                    _ => Vec::new(),
+                },
             })));
         }
         for (index, message) in messages.into_iter().enumerate() {

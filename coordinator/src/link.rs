@@ -18,11 +18,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Messages waiting to be written to one agent. Files wait for room; everything else that a coordinator
 /// ever has to say at one time is much less: the steps of the start, one question, the end.
 const QUEUE_MESSAGES_MAX: usize = 32;
+
+/// The same of what is typed at lines.
+const TYPED_MESSAGES_MAX: usize = 8;
 
 /// Longest wait for an agent's greeting.
 const HELLO_MS_MAX: u64 = 5000;
@@ -37,6 +40,8 @@ pub(crate) type Writer = Box<dyn AsyncWrite + Unpin + Send>;
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) messages: mpsc::Sender<ToAgent>,
+    /// For what is typed at lines, which waits for room and behind everything else.
+    pub(crate) typed: mpsc::Sender<ToAgent>,
     /// The agent's process, on this machine.
     pub(crate) agent: Option<Agent>,
     pub(crate) remote: Option<RemoteEnd>,
@@ -102,7 +107,7 @@ impl Link {
     /// Tells a daemon that nothing more will come, and waits until it was told.
     /// An agent that is `lost` is not waited for.
     pub(crate) async fn end(self, lost: bool) {
-        drop(self.messages);
+        drop((self.messages, self.typed));
         if let Some(agent) = self.agent {
             agent.end(lost).await;
         }
@@ -182,8 +187,9 @@ pub(crate) async fn connect(
         _ => target.files.offer_paths(target.first()),
     };
     let (messages, queue) = mpsc::channel(QUEUE_MESSAGES_MAX);
+    let (typed, at_lines) = mpsc::channel(TYPED_MESSAGES_MAX);
     let (answers, mut answer) = mpsc::channel(1);
-    tokio::spawn(write(writer, queue));
+    tokio::spawn(write(writer, queue, at_lines));
     tokio::spawn(read(reader, target.node, answers, events));
     provide(offer, target.contents.as_deref(), &messages, &mut answer).await?;
 
@@ -195,6 +201,7 @@ pub(crate) async fn connect(
     Ok((
         Link {
             messages,
+            typed,
             agent,
             remote,
         },
@@ -288,13 +295,21 @@ async fn read(
     let _ = events.send(Event::AgentLost { node, reason }).await;
 }
 
-async fn write(mut writer: Writer, mut queue: mpsc::Receiver<ToAgent>) {
+async fn write(
+    mut writer: Writer,
+    mut queue: mpsc::Receiver<ToAgent>,
+    mut typed: mpsc::Receiver<ToAgent>,
+) {
     let interval = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
     loop {
-        let message = match timeout(interval, queue.recv()).await {
-            Ok(Some(message)) => message,
-            Ok(None) => break,
-            Err(_) => ToAgent::Heartbeat,
+        let message = tokio::select! {
+            biased;
+            message = queue.recv() => match message {
+                Some(message) => message,
+                None => break,
+            },
+            Some(message) = typed.recv() => message,
+            () = sleep(interval) => ToAgent::Heartbeat,
         };
         // The reader notices the end of the stream too, and with the reason.
         if codec::write_async(&mut writer, &message).await.is_err() {

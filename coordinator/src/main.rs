@@ -4,7 +4,7 @@
 //! ([`link`]: a child process here, or a daemon elsewhere), and then is the one place that knows how the
 //! guest stands ([`guest`]). What runs in the guest is talked to over one channel ([`session`]), which is
 //! shared by the user of `up` ([`stdio`]) and by further invocations ([`control`], [`console`],
-//! [`mod@copy`]). What its nodes
+//! [`mod@copy`]); its lines end in the first node's agent ([`lines`]). What its nodes
 //! count and record is asked for in the same way ([`stats`], [`profile`]).
 //!
 //! The program has one thread that decides, and threads that only read stdin and write stdout. It leaves
@@ -23,6 +23,7 @@ mod echo;
 mod environment;
 mod failure;
 mod guest;
+mod lines;
 mod link;
 mod links;
 mod local;

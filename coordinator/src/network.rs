@@ -201,7 +201,7 @@ fn parse_forward(text: &str) -> Option<Forward> {
     })
 }
 
-fn port(text: &str) -> Option<u16> {
+pub(crate) fn port(text: &str) -> Option<u16> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|port| digits && *port != 0)
 }

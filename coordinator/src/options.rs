@@ -489,34 +489,9 @@ pub(crate) fn appended(value: &str) -> Result<Vec<Vec<u8>>, Failure> {
                 &format!("these devices are gone from Linux; {instead}"),
             );
         }
-        if let Some(why) = unusable_line(word) {
-            return refused(word, why);
-        }
         arguments.push(word.as_bytes().to_vec());
     }
     Ok(arguments)
-}
-
-/// Why a guest could do nothing with this console or serial line.
-fn unusable_line(word: &str) -> Option<&'static str> {
-    let (key, channels) = word.split_once('=')?;
-    let number = key
-        .strip_prefix("con")
-        .or_else(|| key.strip_prefix("ssl"))?;
-    if !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    // Input and output may have channels of their own.
-    channels
-        .split(',')
-        .find_map(|channel| match channel.split(':').next()? {
-            "xterm" => Some("the kernel is built without it; use tty:PATH"),
-            "pts" => {
-                Some("a guest ends when the host's terminal is closed; see `coordinator console`")
-            }
-            "fd" => Some("a node's process has no descriptors of yours; use tty:PATH"),
-            _ => None,
-        })
 }
 
 #[cfg(test)]
@@ -641,15 +616,11 @@ mod tests {
             ("eth1=daemon", "--net switch:"),
             ("eth0=x", "--net user"),
             ("a\u{7}b", "control"),
-            ("con1=xterm", "use tty:PATH"),
-            ("ssl=null,fd:1", "no descriptors"),
-            ("ssl0=pts", "terminal is closed"),
         ] {
             let line = line(appended(value));
             assert!(line.contains(part), "{value}: {line}");
         }
         assert!(appended("ether=1 eth=2").is_ok());
-        assert!(appended("con1=pty ssl2=port:9000 con=null,tty:/x console=fd").is_ok());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::artefacts::{self, Files};
 use crate::cli::{PagingOption, UpOptions};
 use crate::disk::{Disk, Disks};
 use crate::failure::Failure;
+use crate::lines;
 use crate::links::Links;
 use crate::network::Networks;
 use crate::numa;
@@ -21,7 +22,7 @@ use std::path::Path;
 const ARGUMENTS_BYTES_MAX: usize = 4096 - 512;
 
 /// Arguments of every guest. The kernel log goes to the stderr of each node's own process: of all
-/// consoles that one alone needs no other node to be written.
+/// consoles that one alone needs no other node to be written. Lines that have another end come later.
 const ARGUMENTS: [&str; 4] = ["seccomp=on", "con=null", "ssl=null", "console=span"];
 
 /// Arguments of a guest on several nodes. CPUs fold their counters of pages into everybody's once a
@@ -41,6 +42,7 @@ pub(crate) struct Plan {
     pub(crate) paging: Paging,
     pub(crate) patient: bool,
     pub(crate) networks: Networks,
+    pub(crate) lines: lines::Wanted,
     /// Kernel arguments but for those that depend on the guest's name or an agent.
     pub(crate) arguments: Vec<Vec<u8>>,
     /// What the user appended; last on the kernel's command line.
@@ -84,7 +86,8 @@ impl Plan {
         let first_is_local = places[0] == Place::Local;
         let host_root = up.root == "host" && first_is_local;
         let storage = Storage::new(up, &names, &places)?;
-        let appended = options::appended(up.append.as_deref().unwrap_or_default())?;
+        let mut appended = options::appended(up.append.as_deref().unwrap_or_default())?;
+        let lines = lines::wanted(&mut appended, &places[0])?;
         let networks = Networks::new(&up.net, &names)?;
         networks.check_appended(&appended)?;
         let token = token(up, &names, &places)?;
@@ -107,6 +110,7 @@ impl Plan {
         }
         arguments.extend(storage.arguments);
         arguments.extend(networks.arguments());
+        arguments.extend(lines::arguments(&lines));
         let bytes: usize = arguments
             .iter()
             .chain(&appended)
@@ -128,6 +132,7 @@ impl Plan {
             paging,
             patient: up.debug,
             networks,
+            lines,
             arguments,
             appended,
             readable: storage.readable,

@@ -15,6 +15,7 @@ use crate::stdio::{self, Ended};
 use crate::terminal;
 use crate::topology;
 use serde_json::json;
+use span_api::line::Line;
 use span_api::session;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -50,7 +51,13 @@ pub(crate) async fn run(command: Command) -> Result<u8, Failure> {
             follow,
             json,
         } => logs(&find(&target)?.1, follow, json).await,
-        Command::Console { target } => console(&target).await,
+        Command::Console {
+            target,
+            list: true,
+            json,
+            ..
+        } => lines(&target, json).await,
+        Command::Console { target, line, .. } => console(&target, line).await,
         Command::Exec {
             target,
             tty,
@@ -194,16 +201,44 @@ async fn exec(
     ended(&name, stdio::run(pipe, Some(command), options).await)
 }
 
-async fn console(target: &Target) -> Result<u8, Failure> {
+async fn lines(target: &Target, json: bool) -> Result<u8, Failure> {
     let (name, directory) = find(target)?;
-    let ask = Ask::Console {
-        size: terminal::size(),
+    let lines = Client::connect(&name, &directory).await?.lines().await?;
+    if json {
+        return print(&to_json(&lines)?);
+    }
+    let mut text = format!(
+        "{:<6} {:<12} {:>8}  {}\n",
+        "line", "in the guest", "attached", "channel"
+    );
+    for line in lines {
+        let (name, device, channel) = (line.name, line.device, line.channel);
+        text += &format!("{name:<6} {device:<12} {:>8}  {channel}\n", line.attached);
+    }
+    print(&text)
+}
+
+async fn console(target: &Target, line: Option<Line>) -> Result<u8, Failure> {
+    let (name, directory) = find(target)?;
+    let ask = match line {
+        None => Ask::Console {
+            size: terminal::size(),
+        },
+        // Who has no terminal leaves the size as it is.
+        Some(line) => Ask::Line {
+            line,
+            size: terminal::interactive().then(terminal::size),
+        },
     };
     let pipe = Client::connect(&name, &directory)
         .await?
         .session(ask)
         .await?;
     let raw = terminal::interactive();
+    let name = match line {
+        None => name,
+        Some(line) => format!("{line} of {name}"),
+    };
     say(&format!("attached to {name}; Ctrl-] detaches"));
     let options = stdio::Options {
         raw,

@@ -9,7 +9,8 @@ use crate::stdio::Pipe;
 use span_api::PROTOCOL_VERSION;
 use span_api::codec;
 use span_api::guest::HaltKind;
-use span_api::session::{FromInit, SESSIONS_MAX, ToInit, WINDOW_BYTES};
+use span_api::line::Line;
+use span_api::session::{FromInit, SESSIONS_MAX, ToInit, WINDOW_BYTES, WindowSize};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,6 +129,11 @@ impl Sessions {
     pub(crate) fn power_off(&self) -> bool {
         self.send_later(ToInit::PowerOff);
         !self.to_init.is_closed()
+    }
+
+    /// Tells the size of a line's terminal, or that there is none any more.
+    pub(crate) fn resize_line(&self, line: Line, size: Option<WindowSize>) {
+        self.send_later(ToInit::LineSize { line, size });
     }
 
     /// Sends without waiting: who reads from init, or has to end it, must not wait until init reads.
@@ -291,6 +297,7 @@ impl Session {
             ToInit::StdinEnd { .. } => ToInit::StdinEnd { id },
             ToInit::Resize { size, .. } => ToInit::Resize { id, size },
             ToInit::Signal { signal, .. } => ToInit::Signal { id, signal },
+            ToInit::LineSize { .. } => return Err("a session is no line".into()),
             ToInit::PowerOff => return Err("a session cannot power the guest off".into()),
             ToInit::Credit { bytes, .. } => {
                 let mut waiting = locked(&self.queue.waiting);

@@ -67,7 +67,7 @@ impl Started {
         };
         let path = run.path().to_path_buf();
         let guest = Guest::new(plan, run, log, foreground);
-        control::serve(&path, guest.events(), guest.ready())
+        control::serve(&path, guest.events(), guest.ready(), guest.lines())
             .map_err(|error| Failure::cannot(path.display(), error))?;
         watch_signals(&guest.events())
             .map_err(|error| Failure::cannot("signals cannot be watched", error))?;

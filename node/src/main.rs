@@ -14,6 +14,7 @@
 mod agent;
 mod artefacts;
 mod directory;
+mod lines;
 mod link;
 mod network;
 mod process;

@@ -7,12 +7,13 @@
 //! [`Process::end`] the group is known to be empty.
 #![allow(unsafe_code)]
 
+use crate::lines::Lines;
 use crate::network::Networks;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
-use span_api::guest::{GUEST_FD_ENV, NET_FDS_ENV};
+use span_api::guest::{GUEST_FD_ENV, LINE_FDS_ENV, NET_FDS_ENV};
 use span_api::link::ProcessEnd;
 use std::ffi::OsStr;
 use std::io;
@@ -81,6 +82,8 @@ pub(crate) struct Start<'a> {
     pub(crate) session: Option<OwnedFd>,
     /// Of its network devices.
     pub(crate) networks: &'a Networks,
+    /// Of its lines, on the first node.
+    pub(crate) lines: &'a Lines,
     /// Where its stdout and stderr go.
     pub(crate) output: OwnedFd,
 }
@@ -91,7 +94,8 @@ impl Process {
     pub(crate) fn start(start: Start<'_>) -> io::Result<Self> {
         let guest_fd = start.guest.as_raw_fd();
         let session_fd = start.session.as_ref().map(AsRawFd::as_raw_fd);
-        let network_fds = start.networks.descriptors();
+        let mut device_fds = start.networks.descriptors();
+        device_fds.extend(start.lines.descriptors());
         let parent = nix::unistd::getpid();
         // From before there is a child whose changes could be missed.
         let changes = signal(SignalKind::child())?;
@@ -118,6 +122,7 @@ impl Process {
             )
             .env(GUEST_FD_ENV, guest_fd.to_string())
             .env(NET_FDS_ENV, start.networks.variable())
+            .env(LINE_FDS_ENV, start.lines.variable())
             .stdin(Stdio::null())
             .stdout(start.output.try_clone()?)
             .stderr(start.output);
@@ -126,7 +131,7 @@ impl Process {
         unsafe {
             command.pre_exec(move || {
                 prepare(parent, guest_fd, session_fd)?;
-                network_fds.iter().try_for_each(|fd| inherit(*fd))
+                device_fds.iter().try_for_each(|fd| inherit(*fd))
             });
         }
         let child = command.spawn()?;

@@ -8,6 +8,7 @@
 
 use crate::artefacts::{Artefacts, Cache};
 use crate::directory::Directory;
+use crate::lines::Lines;
 use crate::link::{Link, Sender, chain};
 use crate::network::{Behind, Networks};
 use crate::process::{Change, Process, Start};
@@ -185,6 +186,12 @@ impl Node {
                 Some(guest) => guest.send(message),
                 None => Err("got a message for a guest process that was not started".into()),
             },
+            ToAgent::Line { line, data } => {
+                if let Some(guest) = &mut self.guest {
+                    guest.lines.typed(line, data, sender);
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -202,6 +209,7 @@ struct Guest {
     keep: oneshot::Sender<()>,
     supervisor: JoinHandle<()>,
     behind: Behind,
+    lines: Lines,
     _directory: Directory,
 }
 
@@ -261,6 +269,7 @@ impl Guest {
             host.switches.as_ref(),
         )
         .await?;
+        let mut lines = Lines::open(spawn.lines, &sender).await?;
         let process = Process::start(Start {
             program: &files.linux,
             arguments: &arguments,
@@ -269,9 +278,11 @@ impl Guest {
             guest: theirs.into(),
             session,
             networks: &networks,
+            lines: &lines,
             output: log_writer.into(),
         })
         .map_err(|error| format!("{} cannot be started: {error}", files.linux.display()))?;
+        lines.inherited();
         let pid = process.pid();
         tracing::debug!(
             "guest {} node {index}: guest process {pid} started",
@@ -302,6 +313,7 @@ impl Guest {
             keep,
             supervisor,
             behind: networks.into_behind(),
+            lines,
             _directory: directory,
         })
     }

@@ -28,7 +28,7 @@ mod world;
 
 pub use leftovers::{Process, descendants, processes_with};
 pub use long::number;
-pub use management::Management;
+pub use management::{Management, uml_mconsole};
 pub use netns::{Host, Network, restrict};
 pub use process::{Outcome, Spawned, wait_until};
 pub use product::{

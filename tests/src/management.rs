@@ -1,11 +1,13 @@
 //! A guest's management console, from its user's side.
 
 use crate::SHORT_S_MAX;
+use crate::process::{Outcome, Spawned};
 use crate::up::Guest;
 use crate::world::World;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 /// A client of a guest's management console, as `uml_mconsole` is one.
@@ -53,6 +55,17 @@ impl Management {
             }
         }
     }
+}
+
+/// What `uml_mconsole` says, the client that there is, and its exit code.
+#[track_caller]
+pub fn uml_mconsole(world: &World, guest: &Guest<'_>, words: &[&str]) -> Outcome {
+    let mut command = Command::new("uml_mconsole");
+    world.surround(&mut command);
+    command.arg(guest.run_directory().join("node-0/uml/mconsole"));
+    let mut client = Spawned::start(command.args(words));
+    client.feed(Vec::new());
+    client.wait(Duration::from_secs(SHORT_S_MAX))
 }
 
 impl Drop for Management {

@@ -90,6 +90,13 @@ impl Spawned {
         }
     }
 
+    /// Writes to its stdin, which stays open.
+    #[track_caller]
+    pub fn write(&mut self, input: &str) {
+        let stdin = self.stdin.as_mut().expect("its stdin is open");
+        stdin.write_all(input.as_bytes()).expect("writing to stdin");
+    }
+
     /// What was written to stdout so far.
     pub fn stdout(&self) -> Vec<u8> {
         self.stdout.data.lock().expect("no panic").clone()

@@ -204,6 +204,29 @@ impl Guest<'_> {
         Spawned::start(&mut command)
     }
 
+    /// `console` with a line that cannot be attached to.
+    #[track_caller]
+    pub fn console(&self, line: &str) -> Outcome {
+        self.ask("console", &[line])
+    }
+
+    /// `console --list`.
+    #[track_caller]
+    pub fn lines(&self) -> serde_json::Value {
+        let outcome = self.ask("console", &["--list", "--json"]).expect(0);
+        serde_json::from_slice(&outcome.stdout).expect("one JSON array")
+    }
+
+    /// Attaches to a line; returns once that is so.
+    #[track_caller]
+    pub fn attach(&self, line: &str) -> Spawned {
+        let mut command = self.world.command("coordinator");
+        command.args(["console", &self.name, line]);
+        let mut attached = Spawned::start(&mut command);
+        attached.wait_for_said("Ctrl-] detaches", Duration::from_secs(SHORT_S_MAX));
+        attached
+    }
+
     /// Runs a script in the guest, which must succeed; its output.
     #[track_caller]
     pub fn sh(&self, script: &str) -> String {

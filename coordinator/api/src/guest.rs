@@ -40,6 +40,13 @@ pub const NET_FD_FIRST: i32 = 512;
 /// Most network devices that `--net` makes.
 pub const NET_DEVICES_MAX: usize = 8;
 
+/// Names the descriptors that the first node's guest process inherits for its lines: for each `INDEX:FD`,
+/// separated by commas.
+pub const LINE_FDS_ENV: &str = "SPAN_LINE_FDS";
+
+/// The descriptor of the first line there; that with index 1 has the next, and so on.
+pub const LINE_FD_FIRST: i32 = 544;
+
 /// What the kernel calls a descriptor of a node.
 pub fn descriptor_handle(node: u16, fd: i32) -> i32 {
     i32::from(node) << 20 | fd

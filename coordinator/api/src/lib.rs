@@ -21,6 +21,7 @@ pub mod copy;
 pub mod guest;
 pub mod histogram;
 pub mod host;
+pub mod line;
 pub mod link;
 pub mod profile;
 pub mod session;

@@ -20,6 +20,7 @@
 
 use crate::PROTOCOL_VERSION;
 use crate::guest::{FromGuest, Setup, ToGuest};
+use crate::line::{Channel, Line};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
@@ -159,6 +160,8 @@ pub struct Spawn {
     pub setup: Setup,
     /// Network devices whose other end is on this node.
     pub networks: Vec<Network>,
+    /// Lines whose other end is to be held; of the first node only.
+    pub lines: Vec<(Line, Channel)>,
 }
 
 /// A network device of the guest: `vec<unit>` there.
@@ -253,6 +256,11 @@ pub enum ToAgent {
     },
     Spawn(Box<Spawn>),
     Guest(ToGuest),
+    /// Something typed at a line.
+    Line {
+        line: Line,
+        data: Vec<u8>,
+    },
     End,
 }
 
@@ -282,6 +290,16 @@ pub enum FromAgent {
     Guest(FromGuest),
     /// Bytes of the guest process's stdout and stderr.
     Log(Vec<u8>),
+    /// What a program of the guest wrote to a line.
+    Line {
+        line: Line,
+        data: Vec<u8>,
+    },
+    /// The host's terminal that is the other end of a line.
+    LineTerminal {
+        line: Line,
+        path: Vec<u8>,
+    },
     Exited(ProcessEnd),
     /// The agent cannot go on with this guest; one line for the user.
     Failed(String),

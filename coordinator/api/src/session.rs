@@ -7,6 +7,7 @@
 //! read its output, holds up nobody else.
 
 use crate::guest::HaltKind;
+use crate::line::Line;
 use serde::{Deserialize, Serialize};
 
 /// Unacknowledged bytes a sender may have in flight per session and direction (stdout and stderr
@@ -64,6 +65,11 @@ pub enum ToInit {
     Signal {
         id: u32,
         signal: i32,
+    },
+    /// The terminal at the other end of a line has this size; without one there is none any more.
+    LineSize {
+        line: Line,
+        size: Option<WindowSize>,
     },
     /// End all processes, flush and unmount file systems, and power off.
     PowerOff,

@@ -6,9 +6,13 @@
 
 use super::{Event, Guest, Phase};
 use crate::failure::{EXIT_FAILED, EXIT_NODE_LOST, EXIT_PANIC};
+use crate::options::Place;
 use crate::rundir::RunDirectory;
 use span_api::guest::HaltKind;
+use span_api::line::Channel;
 use span_api::link::{FromAgent, ToAgent};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -167,6 +171,7 @@ impl Guest {
             }
         }
         links.join_all().await;
+        self.remove_sockets();
         self.answer_status();
         Ending {
             code: cause.code(),
@@ -202,6 +207,18 @@ impl Guest {
                     | Cause::Silent { .. },
                 ) => return,
                 _ => {}
+            }
+        }
+    }
+
+    /// Removes sockets of lines that an agent made which was killed.
+    pub(super) fn remove_sockets(&self) {
+        if self.plan.places[0] != Place::Local || self.nodes[0].pid.is_none() {
+            return;
+        }
+        for channel in self.plan.lines.values() {
+            if let Channel::Unix { path } = channel {
+                let _ = std::fs::remove_file(OsStr::from_bytes(path));
             }
         }
     }

@@ -18,6 +18,14 @@ impl Guest {
                 self.log.add(node, &data);
                 Ok(())
             }
+            FromAgent::Line { line, data } => {
+                self.lines.output(line, data);
+                Ok(())
+            }
+            FromAgent::LineTerminal { line, path } => {
+                self.lines.terminal(line, &path);
+                Ok(())
+            }
             FromAgent::Exited(end) => {
                 self.log.finish(node);
                 Err(self.lost(node, format!("its guest process {end}")))

@@ -16,8 +16,14 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
     },
 };
-use span_api::session::{Command, Exit, FromInit, SESSIONS_MAX, ToInit};
-use std::{collections::BTreeMap, os::fd::AsFd};
+use span_api::{
+    line::Line,
+    session::{Command, Exit, FromInit, SESSIONS_MAX, ToInit, WindowSize},
+};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+};
 
 /// Signals that process 1 takes: children that ended, and requests to end the guest.
 const SIGNALS: [Signal; 6] = [
@@ -35,6 +41,15 @@ pub(crate) struct Server {
     account: Account,
     sessions: BTreeMap<u32, Session>,
     progress: Option<Progress>,
+    lines: BTreeMap<Line, Sized>,
+}
+
+/// A line that somebody with a terminal is attached to.
+#[derive(Debug)]
+struct Sized {
+    size: WindowSize,
+    /// It is held open: a line that nobody has open has no size.
+    device: OwnedFd,
 }
 
 /// What the coordinator does not get away with.
@@ -51,6 +66,8 @@ enum Ready {
     Channel,
     Signals,
     Session(u32, Port),
+    /// A line that was hung up.
+    Line(Line),
 }
 
 impl Server {
@@ -60,6 +77,7 @@ impl Server {
             account: accounts::superuser(),
             sessions: BTreeMap::new(),
             progress: None,
+            lines: BTreeMap::new(),
         }
     }
 
@@ -78,6 +96,7 @@ impl Server {
                     Ready::Channel => self.receive(),
                     Ready::Signals => self.take_signals(&signals),
                     Ready::Session(id, port) => self.serve(id, port),
+                    Ready::Line(line) => self.reopen_line(line),
                 }
             }
             let alone = self.reap();
@@ -115,6 +134,11 @@ impl Server {
                 targets.push(Ready::Session(*id, port));
                 fds.push(PollFd::new(fd, events));
             }
+        }
+        for (line, sized) in &self.lines {
+            targets.push(Ready::Line(*line));
+            // What is typed there is not for this process.
+            fds.push(PollFd::new(sized.device.as_fd(), PollFlags::empty()));
         }
         let timeout = match &self.progress {
             // Rounded up, lest the last fraction of a millisecond be spent spinning.
@@ -186,9 +210,41 @@ impl Server {
                     session.signal(signal);
                 }
             }
+            ToInit::LineSize { line, size } => self.resize_line(line, size),
             ToInit::PowerOff => self.end(Ending::PowerOff),
         }
         Ok(())
+    }
+
+    fn resize_line(&mut self, line: Line, size: Option<WindowSize>) {
+        let Some(size) = size else {
+            self.lines.remove(&line);
+            return;
+        };
+        match self.lines.get_mut(&line) {
+            Some(sized) => {
+                sized.size = size;
+                spawn::resize(sized.device.as_fd(), size);
+            }
+            None => self.open_line(line, size),
+        }
+    }
+
+    fn open_line(&mut self, line: Line, size: WindowSize) {
+        match spawn::open_line(&line.device()) {
+            Ok(device) => {
+                spawn::resize(device.as_fd(), size);
+                self.lines.insert(line, Sized { size, device });
+            }
+            Err(error) => kmsg::error(&format!("opening {} failed: {error}", line.device())),
+        }
+    }
+
+    /// The end of a session on a line closes it for all who have it open. The next session is to find the size.
+    fn reopen_line(&mut self, line: Line) {
+        if let Some(sized) = self.lines.remove(&line) {
+            self.open_line(line, sized.size);
+        }
     }
 
     fn start(&mut self, id: u32, command: &Command) -> Result<(), Violation> {

@@ -231,10 +231,8 @@ impl Session {
 
     pub(crate) fn resize(&self, size: WindowSize) {
         if let Some(terminal) = &self.terminal {
-            let size = spawn::winsize(size);
-            // SAFETY: TIOCSWINSZ reads one `winsize`, which lives across the call. The only
-            // error, a terminal that is gone, is about to be seen as its end.
-            unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+            // One that is gone is about to be seen as its end.
+            spawn::resize(terminal.as_fd(), size);
         }
     }
 

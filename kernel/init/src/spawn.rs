@@ -2,12 +2,13 @@
 
 use crate::{accounts::Account, root};
 use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
+    fcntl::{FcntlArg, OFlag, fcntl, open},
     pty::{OpenptyResult, Winsize, openpty},
     sched::{CpuSet, sched_setaffinity},
     sys::signal::{
         SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
     },
+    sys::stat::Mode,
     unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setsid, write},
 };
 use span_api::session::{Command, WindowSize};
@@ -233,13 +234,25 @@ fn open_terminal(size: WindowSize) -> nix::Result<(Streams, ChildStreams)> {
     ))
 }
 
-pub(crate) fn winsize(size: WindowSize) -> Winsize {
+fn winsize(size: WindowSize) -> Winsize {
     Winsize {
         ws_row: size.rows,
         ws_col: size.columns,
         ws_xpixel: 0,
         ws_ypixel: 0,
     }
+}
+
+/// Opens a line for its size only.
+pub(crate) fn open_line(device: &str) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    open(device, flags, Mode::empty())
+}
+
+/// Gives a terminal a size, which its programs are told. One that is gone needs none.
+pub(crate) fn resize(terminal: BorrowedFd<'_>, size: WindowSize) {
+    // SAFETY: TIOCSWINSZ reads one `winsize`, which lives across the call.
+    unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &winsize(size)) };
 }
 
 fn set_nonblocking(fd: BorrowedFd<'_>) -> nix::Result<()> {

@@ -1,0 +1,126 @@
+//! Consoles and serial lines of the guest, whose other ends the first node's agent has.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// The kernel's consoles, and its serial lines.
+const CONSOLES: u8 = 16;
+const SERIAL_LINES: u8 = 64;
+
+/// Those of either kind that a guest has unless it is said otherwise.
+const DEFAULT_OF_KIND: u8 = 8;
+
+/// A console or serial line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Line(u8);
+
+/// What is at the host's end of a line, beside `coordinator console`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Channel {
+    /// Nothing.
+    Console,
+    /// A unix socket that anybody of this user may connect to, as many as want to.
+    Unix { path: Vec<u8> },
+    /// The same at a TCP port.
+    Port { address: SocketAddr },
+    /// A pseudo terminal of the host.
+    Terminal,
+}
+
+impl std::fmt::Display for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Console => f.write_str("console"),
+            Self::Unix { path } => write!(f, "unix:{}", String::from_utf8_lossy(path)),
+            Self::Port { address } => write!(f, "port:{address}"),
+            Self::Terminal => f.write_str("pty"),
+        }
+    }
+}
+
+impl Line {
+    /// `con0`, `ssl1` and so on.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (first, count, number) = match (name.strip_prefix("con"), name.strip_prefix("ssl")) {
+            (Some(number), _) => (0, CONSOLES, number),
+            (_, Some(number)) => (CONSOLES, SERIAL_LINES, number),
+            _ => return None,
+        };
+        let number = number.parse::<u8>().ok()?;
+        let line = Self(first + number);
+        (number < count && line.name() == name).then_some(line)
+    }
+
+    /// All of the kernel's lines.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..CONSOLES + SERIAL_LINES).map(Self)
+    }
+
+    /// Whether a guest has it unless it is said otherwise.
+    pub fn is_default(self) -> bool {
+        let number = if self.is_serial() {
+            self.0 - CONSOLES
+        } else {
+            self.0
+        };
+        number < DEFAULT_OF_KIND
+    }
+
+    pub fn is_serial(self) -> bool {
+        self.0 >= CONSOLES
+    }
+
+    /// Its place among all lines.
+    pub fn index(self) -> u8 {
+        self.0
+    }
+
+    pub fn from_index(index: u8) -> Option<Self> {
+        (index < CONSOLES + SERIAL_LINES).then_some(Self(index))
+    }
+
+    /// What the kernel calls it on its command line.
+    pub fn name(self) -> String {
+        match self.is_serial() {
+            false => format!("con{}", self.0),
+            true => format!("ssl{}", self.0 - CONSOLES),
+        }
+    }
+
+    /// Its device in the guest.
+    pub fn device(self) -> String {
+        match self.is_serial() {
+            false => format!("/dev/tty{}", self.0),
+            true => format!("/dev/ttyS{}", self.0 - CONSOLES),
+        }
+    }
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_have_the_names_of_the_kernel() {
+        for line in Line::all() {
+            assert_eq!(Line::parse(&line.name()), Some(line));
+            assert_eq!(Line::from_index(line.index()), Some(line));
+        }
+        let device = |name| Line::parse(name).map(Line::device);
+        assert_eq!(device("con0").as_deref(), Some("/dev/tty0"));
+        assert_eq!(device("ssl63").as_deref(), Some("/dev/ttyS63"));
+        for bad in [
+            "", "con", "con16", "ssl64", "con01", "con+1", "ssl-1", "tty0", "con300",
+        ] {
+            assert_eq!(Line::parse(bad), None, "{bad}");
+        }
+        assert_eq!(Line::from_index(80), None);
+        assert_eq!(Line::all().filter(|line| line.is_default()).count(), 16);
+    }
+}
