@@ -15,7 +15,7 @@ pub enum Initial {
 }
 
 /// Everything an [`crate::Engine`] needs to know. All nodes of a guest get the same values apart
-/// from `me`.
+/// from `me` and `foreign_max`.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub me: NodeId,
@@ -45,6 +45,9 @@ pub struct Config {
     /// Grant [`crate::State::Exclusive`] to readers of pages that are read and then written by one
     /// node after the other, and to the first reader of an untouched page.
     pub migratory: bool,
+    /// Most pages of other homes that this node holds or asks for at a time; `None`: any number.
+    /// Not for pages of its own: there must be room for all of them (I11).
+    pub foreign_max: Option<u32>,
     /// For tests of the tests.
     pub planted: Planted,
 }
@@ -64,6 +67,7 @@ impl Config {
             retransmit_ns: Some(2_000_000_000),
             retransmit_ns_max: 30_000_000_000,
             migratory: false,
+            foreign_max: None,
             planted: Planted::default(),
         }
     }
@@ -86,6 +90,8 @@ pub enum ConfigError {
     MapNode { map: &'static str, node: NodeId },
     #[error("hold time of {hold_ns} ns exceeds its bound of {hold_ns_max} ns")]
     Hold { hold_ns: u64, hold_ns_max: u64 },
+    #[error("no room for any page of another home")]
+    Room,
     #[error("retransmission after {first} ns, at most {max} ns")]
     Retransmit { first: u64, max: u64 },
 }
@@ -167,6 +173,9 @@ pub(crate) fn validate(config: &Config) -> Result<HomeMap, ConfigError> {
     }
     if config.pages == 0 {
         return Err(ConfigError::Pages);
+    }
+    if config.foreign_max == Some(0) {
+        return Err(ConfigError::Room);
     }
     if config.hold_ns > config.hold_ns_max {
         return Err(ConfigError::Hold {

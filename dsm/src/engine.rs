@@ -2,9 +2,10 @@
 //! two sides say into effects.
 
 use crate::config::{Config, ConfigError, HomeMap, Initial, initial, validate};
-use crate::directory::{Directory, HomeCounters, Outbox, View};
-use crate::holder::{Holder, HolderCounters, Order, Orders};
+use crate::directory::{Directory, HomeCounters, View};
+use crate::holder::{Holder, HolderCounters};
 use crate::message::{Kind, Message, ProtocolError};
+use crate::orders::{Order, Orders};
 use crate::types::{Access, Body, NodeId, NodeSet, PageId, State};
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
@@ -27,6 +28,9 @@ pub enum Effect<B> {
     Protect { page: PageId, state: State },
     /// The access that this waiter asked for is allowed now.
     Granted { page: PageId, waiter: u32 },
+    /// The bytes of the page are of no use here, unless [`Engine::keeps`] says so by the time they
+    /// are dropped. Comes only with [`Config::foreign_max`].
+    Discard { page: PageId },
     /// The directory of this node and its own pages contradict each other, because some peer
     /// lied earlier. Coherence is lost: the guest must end.
     Failed { error: ProtocolError },
@@ -56,7 +60,8 @@ pub struct Engine<B> {
     directory: Directory,
     lost: NodeSet,
     orders: Orders<B>,
-    outbox: Outbox<B>,
+    /// The directory's.
+    outbox: Orders<B>,
     /// Messages of this node to itself.
     local: VecDeque<Message<B>>,
     effects: VecDeque<Effect<B>>,
@@ -97,7 +102,7 @@ impl<B> Engine<B> {
             homes,
             lost: NodeSet::EMPTY,
             orders: Orders::new(),
-            outbox: Outbox::new(),
+            outbox: Orders::new(),
             local: VecDeque::new(),
             effects: VecDeque::new(),
             traffic: Traffic::default(),
@@ -202,6 +207,41 @@ impl<B> Engine<B> {
         self.holder.state(page)
     }
 
+    /// Gives the page up, so that there is room for another: the home takes it back. Whether that
+    /// was begun: not, if the page is of this home, not here, or in use. With
+    /// [`Config::foreign_max`] it happens by itself.
+    ///
+    /// # Panics
+    /// When the page lies outside guest memory.
+    pub fn evict(&mut self, now_ns: u64, page: PageId) -> bool {
+        self.check_local(page);
+        let can = self.holder.can_evict(page);
+        if can {
+            self.holder.evict(now_ns, page, &mut self.orders);
+            self.settle(now_ns);
+        }
+        can
+    }
+
+    /// Whether this node must not lose the bytes of a page.
+    ///
+    /// # Panics
+    /// When the page lies outside guest memory.
+    pub fn keeps(&self, page: PageId) -> bool {
+        self.check_local(page);
+        self.holder.keeps(page) || self.directory(page).is_some_and(|view| view.kept)
+    }
+
+    /// Pages of other homes that take room here, of [`Config::foreign_max`]; 0 without.
+    pub fn foreign(&self) -> u32 {
+        self.holder.foreign().map_or(0, |(taken, _)| taken)
+    }
+
+    /// Whether there is so little room that nothing should be asked for ahead.
+    pub fn is_short_of_room(&self) -> bool {
+        self.holder.foreign().is_some_and(|(_, short)| short)
+    }
+
     /// The home of a page.
     ///
     /// # Panics
@@ -278,7 +318,14 @@ impl<B> Engine<B> {
         if acks.iter().any(|node| !exists(node)) {
             return unexpected("names nodes that do not exist");
         }
-        let carries = matches!(message.kind, Kind::Grant { .. });
+        let carries = matches!(
+            message.kind,
+            Kind::Grant { .. }
+                | Kind::Done {
+                    state: State::Invalid,
+                    ..
+                }
+        );
         if !carries && !message.body.is_none() {
             return unexpected("carries a page");
         }
@@ -294,7 +341,9 @@ impl<B> Engine<B> {
     ) -> Result<(), ProtocolError> {
         let page = message.page;
         match message.kind {
-            Kind::Get { .. } | Kind::Done { .. } if self.homes.home(page) != self.me => {
+            Kind::Get { .. } | Kind::Evict | Kind::Done { .. }
+                if self.homes.home(page) != self.me =>
+            {
                 let kind = message.kind.name();
                 Err(ProtocolError::Unexpected {
                     kind,
@@ -303,17 +352,18 @@ impl<B> Engine<B> {
                     why: "this is not its home",
                 })
             }
-            Kind::Get { .. } => {
+            Kind::Get { .. } | Kind::Evict => {
                 let slot = self.homes.slot(page);
                 self.directory
                     .get(now_ns, slot, from, &message, &mut self.outbox)
             }
             Kind::Done { .. } => {
                 let slot = self.homes.slot(page);
+                let is_here = self.holder.keeps(page);
                 self.directory
-                    .done(now_ns, slot, from, &message, &mut self.outbox)
+                    .done(now_ns, slot, from, message, is_here, &mut self.outbox)
             }
-            Kind::Forward { .. } | Kind::Invalidate { .. } => {
+            Kind::Forward { .. } | Kind::Invalidate { .. } | Kind::Recall { .. } => {
                 self.holder.job(now_ns, from, &message, &mut self.orders)
             }
             Kind::Hurry { urgency } => {
@@ -331,25 +381,10 @@ impl<B> Engine<B> {
     fn settle(&mut self, now_ns: u64) {
         loop {
             while let Some(order) = self.orders.pop_front() {
-                match order {
-                    Order::Send {
-                        to,
-                        message,
-                        attach_page,
-                    } => self.send(to, message, attach_page),
-                    Order::Fill { page, body } => {
-                        self.effects.push_back(Effect::Fill { page, body });
-                    }
-                    Order::Protect { page, state } => {
-                        self.effects.push_back(Effect::Protect { page, state });
-                    }
-                    Order::Granted { page, waiter } => {
-                        self.effects.push_back(Effect::Granted { page, waiter });
-                    }
-                }
+                self.carry_out(order);
             }
-            while let Some((to, message)) = self.outbox.pop_front() {
-                self.send(to, message, false);
+            while let Some(order) = self.outbox.pop_front() {
+                self.carry_out(order);
             }
             let Some(message) = self.local.pop_front() else {
                 return;
@@ -357,6 +392,24 @@ impl<B> Engine<B> {
             if let Err(error) = self.deliver(now_ns, self.me, message) {
                 self.effects.push_back(Effect::Failed { error });
             }
+        }
+    }
+
+    fn carry_out(&mut self, order: Order<B>) {
+        match order {
+            Order::Send {
+                to,
+                message,
+                attach_page,
+            } => self.send(to, message, attach_page),
+            Order::Fill { page, body } => self.effects.push_back(Effect::Fill { page, body }),
+            Order::Protect { page, state } => {
+                self.effects.push_back(Effect::Protect { page, state });
+            }
+            Order::Granted { page, waiter } => {
+                self.effects.push_back(Effect::Granted { page, waiter });
+            }
+            Order::Discard { page } => self.effects.push_back(Effect::Discard { page }),
         }
     }
 

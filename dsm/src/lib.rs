@@ -26,8 +26,9 @@
 //!   user address spaces, on all processors. Only then does the engine acknowledge or send.
 //! - The bytes of a page stay readable through the private alias after the page has become
 //!   invalid, until the next [`Effect::Fill`] of that page; a lost message is answered again from
-//!   there. Only with [`Config::retransmit_ns`] set to `None` may they be dropped, once the
-//!   message they were attached to has been filled.
+//!   there. Only over a transport that neither loses nor repeats may they be dropped, once the
+//!   message they were attached to has been filled, and then only while [`Engine::keeps`] denies that
+//!   they are needed: [`Effect::Discard`] says when it is worth asking.
 //! - [`Effect::Send`] with `attach_page` is filled when it is polled, not later.
 //! - A thread uses the same waiter token, below [`WAITERS_MAX`], for all its requests, so that one
 //!   that needs several contended pages at once can be told from several threads.
@@ -56,6 +57,7 @@ mod directory;
 mod engine;
 mod holder;
 mod message;
+mod orders;
 mod planted;
 mod progress;
 pub mod table;

@@ -10,15 +10,15 @@ pub struct Message<B> {
     pub page: PageId,
     /// The request this message belongs to; the correlation id of the whole fault.
     pub request: RequestId,
-    /// The home's transaction number; 0 in `Get`, which comes before there is one.
+    /// The home's transaction number; 0 in `Get` and `Evict`, which come before there is one.
     pub txn: u64,
     /// Everything of the same kind below this number is over, so a message about it is stale.
-    /// `Get`, `Done`: the requester's oldest outstanding sequence number.
-    /// `Forward`, `Invalidate`, `Grant`: the home's oldest outstanding transaction.
+    /// `Get`, `Evict`, `Done`: the requester's oldest outstanding sequence number.
+    /// `Forward`, `Invalidate`, `Recall`, `Grant`: the home's oldest outstanding transaction.
     /// `InvalidateAck`, `Hurry`: 0.
     pub floor: u64,
     pub kind: Kind,
-    /// Anything but `Body::None` only in `Grant`.
+    /// Anything but `Body::None` only in `Grant`, and in the `Done` that gives a page back.
     pub body: Body<B>,
 }
 
@@ -47,8 +47,8 @@ pub enum Kind {
         /// As in `Forward`.
         urgency: u16,
     },
-    /// Home to the nodes of a `Forward` or `Invalidate` that may be putting it off: somebody more
-    /// urgent waits behind it.
+    /// Home to the nodes of a `Forward`, `Invalidate` or `Recall` that may be putting it off:
+    /// somebody more urgent waits behind it.
     Hurry { urgency: u16 },
     /// Supplier (or home) to requester: the page is yours once these nodes have acknowledged.
     Grant {
@@ -59,8 +59,17 @@ pub enum Kind {
     },
     /// Sharer to requester: no mapping of the page is left on this node.
     InvalidateAck,
-    /// Requester to home: the transaction is over.
+    /// Requester to home: the transaction is over. In state `Invalid` it answers a `Recall`.
     Done { state: State, clean: bool },
+    /// Requester to home: I need the room that this page takes.
+    Evict,
+    /// Home to the requester of an `Evict`, when its turn has come: drop your copy.
+    Recall {
+        /// Nobody else has the page: give it back.
+        page: bool,
+        /// As in `Forward`.
+        urgency: u16,
+    },
 }
 
 impl Kind {
@@ -73,6 +82,8 @@ impl Kind {
             Kind::Grant { .. } => "Grant",
             Kind::InvalidateAck => "InvalidateAck",
             Kind::Done { .. } => "Done",
+            Kind::Evict => "Evict",
+            Kind::Recall { .. } => "Recall",
         }
     }
 }

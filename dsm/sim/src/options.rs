@@ -36,7 +36,14 @@ pub struct Options {
     /// Nodes that stop, one after the other.
     #[arg(long, default_value_t = 0)]
     pub crashes: u16,
-    /// A bug to plant: early-ack, lost-sharer, early-protected, early-bytes, skip-fill.
+    /// Most pages of other homes that a node holds.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub foreign: Option<u32>,
+    /// Percentage of accesses after which the node evicts some page.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=100))]
+    pub evict: u64,
+    /// A bug to plant: early-ack, lost-sharer, early-protected, early-bytes, skip-fill,
+    /// early-discard.
     #[arg(long)]
     pub plant: Vec<String>,
     /// Answers that leave too early are no breach by themselves: what comes of them has to be
@@ -56,6 +63,8 @@ impl Options {
             nodes: None,
             pages: None,
             crashes: 0,
+            foreign: None,
+            evict: 0,
             plant: Vec::new(),
             unchecked_answers: false,
         }
@@ -72,6 +81,8 @@ impl Options {
         params.nodes = self.nodes.unwrap_or(params.nodes);
         params.pages = self.pages.unwrap_or(params.pages);
         params.crashes = self.crashes;
+        params.foreign_max = self.foreign;
+        params.evict_percent = self.evict;
         params.check_answers = !self.unchecked_answers;
         for name in &self.plant {
             plant(&mut params.plant, &mut params.planted, name)?;
@@ -106,6 +117,12 @@ impl Options {
         }
         if self.crashes > 0 {
             put(" --crashes", Some(self.crashes.into()));
+        }
+        if let Some(foreign) = self.foreign {
+            put(" --foreign", Some(foreign.into()));
+        }
+        if self.evict > 0 {
+            put(" --evict", Some(self.evict));
         }
         for name in &self.plant {
             put(&format!(" --plant {name}"), None);

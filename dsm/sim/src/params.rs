@@ -82,6 +82,10 @@ pub struct Params {
     pub hold_ns_max: u64,
     pub migratory: bool,
     pub untouched: bool,
+    /// As in [`dsm::Config`], of every node.
+    pub foreign_max: Option<u32>,
+    /// Percentage of accesses after which the node evicts some page.
+    pub evict_percent: u64,
     /// More steps than this are a livelock.
     pub steps_max: u64,
     pub plant: Plant,
@@ -124,6 +128,8 @@ impl Params {
             migratory: rng.percent(50),
             untouched: rng.percent(50),
             ahead_percent: rng.pick(&[0, 0, 50]),
+            foreign_max: None,
+            evict_percent: 0,
             steps_max: 5_000_000,
             plant: Plant::Nothing,
             planted: dsm::Planted::NOTHING,
@@ -176,14 +182,26 @@ impl Params {
         };
         // Late messages, see `Sim::arrivals_ns`.
         let turn_ns = self.hold_ns_max + self.gather_ns() + 2_000 * self.delay_ns_max + rounds_ns;
-        u64::from(self.nodes) * u64::from(self.threads) * turn_ns
+        // Where room is scarce, a request waits for evictions, which wait for their turns as well.
+        let turns = if self.foreign_max.is_some() { 8 } else { 1 };
+        turns * u64::from(self.nodes) * u64::from(self.threads) * turn_ns
+    }
+
+    /// Each message arrives once.
+    fn is_exact(&self) -> bool {
+        self.loss_percent == 0 && self.duplicate_percent == 0
     }
 
     pub(crate) fn shape(&self, rng: &mut Rng) -> Shape {
         let node = |rng: &mut Rng| NodeId(rng.below(u64::from(self.nodes)) as u16);
-        let homes = (0..self.pages).map(|p| (PageId(p), node(rng))).collect();
+        let homes: Vec<_> = (0..self.pages).map(|p| (PageId(p), node(rng))).collect();
         let initial = (0..self.pages).map(|p| {
-            let owner = node(rng);
+            let drawn = node(rng);
+            // Nodes start within their limits.
+            let owner = match self.foreign_max {
+                Some(_) => homes[p as usize].1,
+                None => drawn,
+            };
             let untouched = self.untouched && rng.percent(70);
             let initial = if untouched {
                 Initial::Untouched
@@ -196,12 +214,14 @@ impl Params {
             nodes: self.nodes,
             threads: self.threads,
             pages: self.pages,
-            homes,
             initial: initial.collect(),
+            homes,
             hold_ns: self.hold_ns,
             hold_ns_max: self.hold_ns_max,
             retransmit_ns: (self.loss_percent > 0).then_some((RETRANSMIT_NS, RETRANSMIT_NS_MAX)),
             migratory: self.migratory,
+            foreign_max: self.foreign_max,
+            keep_bytes: self.foreign_max.is_some() && !self.is_exact(),
             planted: self.planted,
             plant: self.plant,
             inline_protect: self.protect_ns_max == 0,

@@ -174,9 +174,11 @@ impl Script {
             ["hold", ns, max] => (shape.hold_ns, shape.hold_ns_max) = (number(ns)?, number(max)?),
             ["retransmit", ns, max] => shape.retransmit_ns = Some((number(ns)?, number(max)?)),
             ["migratory"] => shape.migratory = true,
+            ["foreign", max] => shape.foreign_max = Some(number(max)?),
             ["inline-protect"] => shape.inline_protect = true,
             ["anonymous"] => shape.anonymous = true,
             ["unchecked-answers"] => shape.check_answers = false,
+            ["keep-bytes"] => shape.keep_bytes = true,
             ["plant", name] => plant(&mut shape.plant, &mut shape.planted, name)?,
             ["expect", rule] => self.expect = Some(expected(rule)?),
             _ => return Err(format!("`{}` is not understood", words.join(" "))),
@@ -349,6 +351,8 @@ fn empty_shape() -> Shape {
         hold_ns_max: 0,
         retransmit_ns: None,
         migratory: false,
+        foreign_max: None,
+        keep_bytes: false,
         planted: Planted::NOTHING,
         plant: Plant::Nothing,
         inline_protect: false,
@@ -368,6 +372,7 @@ pub(crate) fn plant(runtime: &mut Plant, engine: &mut Planted, name: &str) -> Re
         "early-protected" => *runtime = Plant::EarlyProtected,
         "early-bytes" => *runtime = Plant::EarlyBytes,
         "skip-fill" => *runtime = Plant::SkipFill,
+        "early-discard" => *runtime = Plant::EarlyDiscard,
         _ => return Err(format!("there is no bug called `{name}`")),
     }
     Ok(())
@@ -400,10 +405,14 @@ fn head(shape: &Shape) -> String {
     if let Some((first, max)) = shape.retransmit_ns {
         put(&mut text, format_args!("retransmit {first} {max}\n"));
     }
+    if let Some(max) = shape.foreign_max {
+        put(&mut text, format_args!("foreign {max}\n"));
+    }
     let flags = [
         (shape.migratory, "migratory"),
         (shape.inline_protect, "inline-protect"),
         (shape.anonymous, "anonymous"),
+        (shape.keep_bytes, "keep-bytes"),
         (!shape.check_answers, "unchecked-answers"),
         (shape.planted.early_ack, "plant early-ack"),
         (shape.planted.lost_sharer, "plant lost-sharer"),
@@ -413,6 +422,7 @@ fn head(shape: &Shape) -> String {
         ),
         (shape.plant == Plant::EarlyBytes, "plant early-bytes"),
         (shape.plant == Plant::SkipFill, "plant skip-fill"),
+        (shape.plant == Plant::EarlyDiscard, "plant early-discard"),
     ];
     for (_, flag) in flags.iter().filter(|(set, _)| *set) {
         put(&mut text, format_args!("{flag}\n"));
@@ -432,6 +442,7 @@ fn text(now_ns: u64, line: &Line) -> String {
             let access = word(*access);
             format!("{node} ahead p{} {access}", page.0)
         }
+        Line::Step(Step::Evict { node, page }) => format!("{node} evict p{}", page.0),
         Line::Step(Step::Resume { node, thread }) => format!("{node}.{thread} resume"),
         Line::Step(Step::Protected { node, page }) => format!("{node} protected p{}", page.0),
         Line::Step(Step::Timeout { node }) => format!("{node} timeout"),
@@ -492,6 +503,10 @@ fn step(words: &[&str], shape: &Shape) -> Result<(u64, Line), String> {
             page: page(what)?,
             access: access(how)?,
         }),
+        [who, "evict", what] => Line::Step(Step::Evict {
+            node: node(who)?,
+            page: page(what)?,
+        }),
         [who, "protected", what] => Line::Step(Step::Protected {
             node: node(who)?,
             page: page(what)?,
@@ -538,7 +553,11 @@ fn fits(world: &World, step: &Step) -> bool {
         Step::Resume { node, thread } => matches!(phase(*node, *thread), Phase::Granted { .. }),
         Step::Protected { node, page } => world.node(*node).is_protecting(*page),
         Step::Timeout { node } => world.node(*node).engine.poll_timeout().is_some(),
-        Step::Ahead { .. } | Step::Crash { .. } | Step::Lost { .. } | Step::Deliver { .. } => true,
+        Step::Ahead { .. }
+        | Step::Evict { .. }
+        | Step::Crash { .. }
+        | Step::Lost { .. }
+        | Step::Deliver { .. } => true,
     }
 }
 
@@ -564,6 +583,7 @@ fn expected(word: &str) -> Result<Rule, String> {
         Rule::AnswerAfterMapping,
         Rule::Directory,
         Rule::Granted,
+        Rule::Room,
         Rule::Refused,
     ];
     let found = rules.into_iter().find(|rule| rule.to_string() == word);

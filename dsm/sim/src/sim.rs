@@ -54,6 +54,12 @@ pub struct Totals {
     pub migratory_grants: u64,
     pub local_upgrades: u64,
     pub zeros: u64,
+    /// Copies dropped, pages given back, and those granted again by their homes.
+    pub dropped: u64,
+    pub given_back: u64,
+    pub kept_grants: u64,
+    /// Requests that had to wait for room.
+    pub starved: u64,
 }
 
 impl Totals {
@@ -74,6 +80,10 @@ impl Totals {
             migratory_grants,
             local_upgrades,
             zeros,
+            dropped,
+            given_back,
+            kept_grants,
+            starved,
         } = other;
         self.steps += steps;
         self.accesses += accesses;
@@ -89,6 +99,10 @@ impl Totals {
         self.migratory_grants += migratory_grants;
         self.local_upgrades += local_upgrades;
         self.zeros += zeros;
+        self.dropped += dropped;
+        self.given_back += given_back;
+        self.kept_grants += kept_grants;
+        self.starved += starved;
     }
 }
 
@@ -176,6 +190,10 @@ impl Sim {
             totals.migratory_grants += counters.home.migratory_grants;
             totals.local_upgrades += counters.holder.local_upgrades;
             totals.zeros += counters.holder.zeros_in;
+            totals.dropped += counters.holder.evicted_copies;
+            totals.given_back += counters.holder.evicted_pages;
+            totals.kept_grants += counters.home.kept_grants;
+            totals.starved += counters.holder.starved;
         }
         totals
     }
@@ -275,6 +293,7 @@ impl Sim {
             }
             Event::Made { node, thread } => {
                 self.totals.accesses += 1;
+                self.evict(node);
                 let at_ns = now_ns + self.delay_ns(self.params.think_ns_max);
                 self.schedule(at_ns, Next::Run { node, thread });
             }
@@ -283,6 +302,16 @@ impl Sim {
                 self.waiting.insert((now_ns, node, thread));
                 self.ask_ahead(node, thread);
             }
+        }
+    }
+
+    /// The node gives up some page, if it has it.
+    fn evict(&mut self, node: NodeId) {
+        let percent = self.params.evict_percent;
+        if percent > 0 && self.rng.percent(percent) {
+            let page = PageId(self.rng.below(u64::from(self.params.pages)) as u32);
+            let at_ns = self.now_ns + self.delay_ns(self.params.think_ns_max);
+            self.schedule(at_ns, Next::Step(Step::Evict { node, page }));
         }
     }
 
@@ -439,6 +468,8 @@ impl Sim {
     fn strand(&mut self, since_ns: u64, node: NodeId, thread: u32) -> Result<(), Breach> {
         let phase = self.world.node(node).threads[thread as usize].phase;
         let stranded = match phase {
+            // Pages that cannot be given back to a node that is gone keep the room they take.
+            Phase::Waiting { .. } if self.params.foreign_max.is_some() => self.totals.crashes > 0,
             Phase::Waiting { page, .. } => self.world.is_stranded(page),
             _ => false,
         };

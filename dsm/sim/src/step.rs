@@ -17,6 +17,8 @@ pub enum Plant {
     EarlyBytes,
     /// A fill after the first one for a page is skipped.
     SkipFill,
+    /// Bytes that may be of no use are dropped without asking whether they are.
+    EarlyDiscard,
 }
 
 /// What every engine and the memory under it are made of.
@@ -33,6 +35,10 @@ pub struct Shape {
     /// First and longest.
     pub retransmit_ns: Option<(u64, u64)>,
     pub migratory: bool,
+    /// As in [`Config`], of every node.
+    pub foreign_max: Option<u32>,
+    /// The network loses or repeats messages, so bytes that were sent may have to be sent again.
+    pub keep_bytes: bool,
     pub planted: dsm::Planted,
     pub plant: Plant,
     /// Mappings change at once, between two effects, instead of in a step of their own.
@@ -55,6 +61,7 @@ impl Shape {
             config.retransmit_ns_max = max;
         }
         config.migratory = self.migratory;
+        config.foreign_max = self.foreign_max;
         config.planted = self.planted;
         config
     }
@@ -73,6 +80,8 @@ pub enum Rule {
     Directory,
     /// I8
     Granted,
+    /// I11
+    Room,
     /// A correct peer's message was refused, or a directory contradicts its own node.
     Refused,
 }
@@ -85,6 +94,7 @@ impl fmt::Display for Rule {
             Rule::AnswerAfterMapping => "I3",
             Rule::Directory => "I6",
             Rule::Granted => "I8",
+            Rule::Room => "I11",
             Rule::Refused => "refused",
         })
     }
@@ -117,6 +127,8 @@ pub enum Step {
         page: PageId,
         access: Access,
     },
+    /// The node wants to be rid of a page, whether or not it needs the room.
+    Evict { node: NodeId, page: PageId },
     /// The thread runs after a grant; its access follows.
     Resume { node: NodeId, thread: u32 },
     /// The mappings have changed as ordered.
@@ -140,6 +152,7 @@ impl Step {
         match self {
             Step::Access { node, .. }
             | Step::Ahead { node, .. }
+            | Step::Evict { node, .. }
             | Step::Resume { node, .. }
             | Step::Protected { node, .. }
             | Step::Timeout { node }

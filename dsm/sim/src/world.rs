@@ -9,6 +9,8 @@ use std::hash::{Hash, Hasher};
 
 /// The token of a page that was asked for ahead, as in the runtime.
 const NOBODY: u32 = u32::MAX;
+/// What a page holds that was thrown away: no write has this number.
+const DISCARDED: u64 = u64::MAX;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Phase {
@@ -47,6 +49,12 @@ pub struct Node {
     mapped: Vec<State>,
     /// Changes under way.
     protecting: Vec<Option<State>>,
+    /// Which pages have room for their bytes, in a world with a limit.
+    frames: Vec<bool>,
+    /// Of those, pages of other homes.
+    foreign: u32,
+    /// To be dropped, unless they are of use by then.
+    loose: Vec<PageId>,
     /// For [`Plant::SkipFill`] and [`Plant::EarlyBytes`] only.
     filled: Vec<bool>,
     snapshot: Vec<u64>,
@@ -92,6 +100,8 @@ pub struct World {
     inline_protect: bool,
     anonymous: bool,
     check_answers: bool,
+    foreign_max: Option<u32>,
+    keep_bytes: bool,
     index: Index,
     touched: Vec<(NodeId, PageId)>,
     events: Vec<Event>,
@@ -115,6 +125,11 @@ impl World {
             };
             Node {
                 mapped: (0..shape.pages).map(|p| engine.state(PageId(p))).collect(),
+                frames: (0..shape.pages)
+                    .map(|p| engine.state(PageId(p)) != State::Invalid)
+                    .collect(),
+                foreign: engine.foreign(),
+                loose: Vec::new(),
                 engine,
                 threads: vec![thread.clone(); shape.threads as usize],
                 alive: true,
@@ -134,6 +149,8 @@ impl World {
             inline_protect: shape.inline_protect,
             anonymous: shape.anonymous,
             check_answers: shape.check_answers,
+            foreign_max: shape.foreign_max,
+            keep_bytes: shape.keep_bytes,
             index: Index(vec![Holding::default(); pages]),
             touched: Vec::new(),
             events: Vec::new(),
@@ -168,11 +185,19 @@ impl World {
         if !self.node(node).alive {
             return Ok(());
         }
+        // Late enough for a page to be of use again.
+        if matches!(step, Step::Access { .. } | Step::Timeout { .. }) {
+            self.discard(node);
+        }
         match step {
             Step::Access { thread, want, .. } => self.access(now_ns, node, thread, want)?,
             Step::Ahead { page, access, .. } => {
                 let engine = &mut self.node_mut(node).engine;
                 engine.request(now_ns, page, access, NOBODY);
+                self.touched.push((node, page));
+            }
+            Step::Evict { page, .. } => {
+                self.node_mut(node).engine.evict(now_ns, page);
                 self.touched.push((node, page));
             }
             Step::Resume { thread, .. } => self.resume(now_ns, node, thread),
@@ -187,6 +212,7 @@ impl World {
             }
         }
         self.drain(now_ns, node)?;
+        self.check_room(node)?;
         while let Some((node, page)) = self.touched.pop() {
             self.reindex(node, page);
             self.check(page)?;
@@ -306,6 +332,7 @@ impl World {
                     self.node_mut(id).engine.resumed(now_ns, page, now_ns);
                 }
                 Effect::Granted { page, waiter } => self.granted(id, page, waiter),
+                Effect::Discard { page } => self.node_mut(id).loose.push(page),
                 Effect::Failed { error } => {
                     return breach(Rule::Refused, format!("at {id} itself: {error}"));
                 }
@@ -335,6 +362,10 @@ impl World {
         }
         let allowed = match message.kind {
             Kind::InvalidateAck => State::Invalid,
+            Kind::Done {
+                state: State::Invalid,
+                ..
+            } => State::Invalid,
             Kind::Grant { state, .. } if attach_page && state.is_sole() => State::Invalid,
             // Read-only mappings are all alike.
             Kind::Grant { .. } if attach_page => State::Exclusive,
@@ -355,6 +386,8 @@ impl World {
         let plant = self.plant;
         let node = self.node_mut(id);
         let index = page.0 as usize;
+        let new = !std::mem::replace(&mut node.frames[index], true);
+        node.foreign += u32::from(new && node.engine.home(page) != id);
         if node.mapped[index] != State::Invalid {
             let what = format!("{id} fills {page}, which it has mapped");
             return breach(Rule::AnswerAfterMapping, what);
@@ -370,6 +403,42 @@ impl World {
             }
         };
         Ok(())
+    }
+
+    /// Drops bytes that are of no use, so that whoever uses them after all is found out. That comes
+    /// some time after the engine has said so.
+    fn discard(&mut self, id: NodeId) {
+        let (keep_bytes, early) = (self.keep_bytes, self.plant == Plant::EarlyDiscard);
+        let node = &mut self.nodes[usize::from(id.0)];
+        for page in std::mem::take(&mut node.loose) {
+            let index = page.0 as usize;
+            if (node.engine.keeps(page) && !early) || !node.frames[index] {
+                continue;
+            }
+            node.frames[index] = false;
+            node.foreign -= u32::from(node.engine.home(page) != id);
+            if !keep_bytes {
+                node.memory[index] = DISCARDED;
+            }
+            self.touched.push((id, page));
+        }
+    }
+
+    /// I11
+    fn check_room(&self, id: NodeId) -> Result<(), Breach> {
+        let node = self.node(id);
+        let loose = |page: &&PageId| node.engine.home(**page) != id;
+        let frames = node
+            .foreign
+            .saturating_sub(node.loose.iter().filter(loose).count() as u32);
+        match self.foreign_max {
+            Some(max) if frames > max || node.engine.foreign() > max => {
+                let taken = node.engine.foreign();
+                let what = format!("{id} has {frames} pages of others, {taken} of {max} taken");
+                breach(Rule::Room, what)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn protect(&mut self, now_ns: u64, id: NodeId, page: PageId, state: State) {
@@ -457,6 +526,13 @@ impl World {
         let Some(view) = self.node(home).engine.directory(page) else {
             return breach(Rule::Directory, format!("{home} is not home to {page}"));
         };
+        if view.busy.is_none() && view.kept {
+            let keeps = self.node(home).memory[page.0 as usize];
+            if keeps != last || !self.node(home).frames[page.0 as usize] {
+                let what = format!("{home} keeps write {keeps} of {page}, the last was {last}");
+                return breach(Rule::LastWrite, what);
+            }
+        }
         let owner = view.owner.map_or(NodeSet::EMPTY, NodeSet::of);
         if view.busy.is_none() && (owner != sole || view.sharers != shared) {
             return breach(

@@ -89,6 +89,61 @@ fn crashes_strand_but_do_not_corrupt() {
     }
 }
 
+/// Nodes that give up pages all the time, and nodes that may not hold more than a few.
+#[test]
+fn evictions_stay_coherent() {
+    let totals = sum(seeds(300), |seed| Options {
+        evict: [5, 30, 100][seed as usize % 3],
+        reliable: seed % 2 == 0,
+        ..Options::new(Size::Small, seed)
+    });
+    assert!(
+        totals.dropped > 5_000 && totals.given_back > 2_500 && totals.kept_grants > 2_500,
+        "proves too little: {totals:?}"
+    );
+}
+
+/// I11, and that there is a way on (I8): up to 3 threads a node need two pages each.
+#[test]
+fn a_node_never_has_more_than_it_may() {
+    let limited = |size, seed: u64, foreign| Options {
+        foreign: Some(foreign),
+        evict: [0, 10][seed as usize % 2],
+        reliable: seed % 3 > 0,
+        ..Options::new(size, seed)
+    };
+    let small = sum(seeds(200), |seed| Options {
+        pages: Some(24),
+        ..limited(Size::Small, seed, 6 + (seed % 4) as u32)
+    });
+    assert!(
+        small.starved > 1_000 && small.given_back > 10_000 && small.dropped > 1_000,
+        "proves too little: {small:?}"
+    );
+    let large = sum(seeds(4), |seed| Options {
+        steps: 250_000,
+        ..limited(Size::Large, seed, 64)
+    });
+    assert!(large.given_back > 10_000, "proves too little: {large:?}");
+    // What cannot be given back to a node that is gone takes room for ever, so that there may not be
+    // enough for two pages at once.
+    let mut crashes = Totals::default();
+    for seed in seeds(60) {
+        let options = Options {
+            crashes: 1 + (seed % 3) as u16,
+            pages: Some(24),
+            ..limited(Size::Small, seed, 6)
+        };
+        let params = Params {
+            pair_percent: 0,
+            ..options.params().expect("no such bug")
+        };
+        let again = format!("{}, with pair_percent: 0", options.command());
+        crashes.add(&run(params, &again));
+    }
+    assert!(crashes.crashes > 40, "proves too little: {crashes:?}");
+}
+
 /// Every node needs the same two pages at once, with the most regular timing there is.
 fn pairs(seed: u64, nodes: u16, think_ns_max: u64, anonymous: bool) -> Params {
     let mut params = Params {
@@ -172,12 +227,16 @@ fn planted_bugs_are_caught() {
         "early-protected",
         "early-bytes",
         "skip-fill",
+        "early-discard",
     ];
     for (bug, unchecked_answers) in bugs.iter().flat_map(|bug| [(bug, false), (bug, true)]) {
         let breaches: Vec<Breach> = (0..40)
             .filter_map(|seed| {
+                let limited = *bug == "early-discard";
                 let options = Options {
                     reliable: true,
+                    foreign: limited.then_some(2),
+                    evict: if limited { 30 } else { 0 },
                     plant: vec![(*bug).to_owned()],
                     unchecked_answers,
                     ..Options::new(Size::Small, seed)

@@ -2,46 +2,25 @@
 //! what the homes ask it to give up.
 //!
 //! This module has the entry points and the steps that follow from them; [`own`] is about this
-//! node's requests, [`remote`] about those of others.
+//! node's requests, [`remote`] about those of others, [`room`] about pages that are to leave.
 
 mod own;
 mod parts;
 mod remote;
+mod room;
 
 use self::parts::{Part, Parts, Seen};
+use self::room::{Evict, Room};
 use crate::config::{Config, HomeMap};
 use crate::message::{Message, ProtocolError};
+use crate::orders::{Order, Orders};
 use crate::planted::Planted;
 use crate::progress::Progress;
 use crate::table::{Event, holder};
 use crate::timers::Timers;
-use crate::types::{Access, Body, NodeId, NodeSet, PageId, RequestId, State};
+use crate::types::{Access, NodeId, NodeSet, PageId, RequestId, State};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
-
-/// What the holder wants done; the engine turns it into effects.
-#[derive(Clone, Hash, Debug)]
-pub(crate) enum Order<B> {
-    Send {
-        to: NodeId,
-        message: Message<B>,
-        attach_page: bool,
-    },
-    Fill {
-        page: PageId,
-        body: Body<B>,
-    },
-    Protect {
-        page: PageId,
-        state: State,
-    },
-    Granted {
-        page: PageId,
-        waiter: u32,
-    },
-}
-
-pub(crate) type Orders<B> = VecDeque<Order<B>>;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Timer {
@@ -51,7 +30,7 @@ enum Timer {
     Retry,
 }
 
-/// A `Forward` or `Invalidate` to be carried out.
+/// A `Forward`, an `Invalidate` or a `Recall` to be carried out.
 #[derive(Clone, Copy, Hash, Debug)]
 struct Job {
     event: Event,
@@ -99,6 +78,10 @@ enum Change {
 struct Active {
     waiters: VecDeque<(Access, u32)>,
     pending: Option<Pending>,
+    /// Never at the same time as a request for the page.
+    evict: Option<Evict>,
+    /// The request for it waits for room.
+    starved: bool,
     change: Option<Change>,
     job: Option<Job>,
     /// Granted, but not yet resumed.
@@ -113,6 +96,7 @@ impl Active {
     fn is_idle(&self, now_ns: u64) -> bool {
         self.waiters.is_empty()
             && self.pending.is_none()
+            && self.evict.is_none()
             && self.change.is_none()
             && self.job.is_none()
             && self.hold_until_ns <= now_ns
@@ -137,6 +121,12 @@ pub struct HolderCounters {
     /// Grants sent with the page attached.
     pub pages_out: u64,
     pub invalidated: u64,
+    /// Requests to be rid of a page, and what came of them: without the page and with it.
+    pub evictions: u64,
+    pub evicted_copies: u64,
+    pub evicted_pages: u64,
+    /// Requests that had to wait for room.
+    pub starved: u64,
     /// Remote requests that had to wait for a local user of the page.
     pub deferred: u64,
     pub retransmits: u64,
@@ -167,12 +157,23 @@ pub(crate) struct Holder {
     progress: Progress,
     /// Ends of hold times nobody waits for; they only free memory and wake nobody.
     holds: Timers<()>,
+    room: Option<Room>,
     planted: Planted,
     pub(crate) counters: HolderCounters,
 }
 
 impl Holder {
     pub(crate) fn new(config: &Config, homes: HomeMap, states: Vec<State>) -> Holder {
+        let room = config.foreign_max.map(|max| {
+            let mut room = Room::new(max, config.pages);
+            let here = |page: &PageId| states[page.0 as usize] != State::Invalid;
+            let foreign = |page: &PageId| homes.home(*page) != config.me;
+            let pages = (0..config.pages).map(PageId);
+            pages
+                .filter(|p| here(p) && foreign(p))
+                .for_each(|page| room.take(page));
+            room
+        });
         Holder {
             me: config.me,
             homes,
@@ -189,6 +190,7 @@ impl Holder {
             timers: Timers::new(),
             progress: Progress::default(),
             holds: Timers::new(),
+            room,
             planted: config.planted,
             counters: HolderCounters::default(),
         }
@@ -206,6 +208,20 @@ impl Holder {
 
     fn held(&self, page: PageId) -> State {
         self.states[page.0 as usize]
+    }
+
+    /// Whether the bytes of the page are of use to this node, apart from what its directory says.
+    pub(crate) fn keeps(&self, page: PageId) -> bool {
+        let filled = |active: &Active| {
+            active.change.is_some() || active.pending.is_some_and(|p| p.grant.is_some())
+        };
+        self.held(page) != State::Invalid || self.active.get(&page).is_some_and(filled)
+    }
+
+    /// Pages of other homes that take room here, and whether that is nearly all there may be.
+    pub(crate) fn foreign(&self) -> Option<(u32, bool)> {
+        let room = self.room.as_ref()?;
+        Some((room.taken(), room.is_short()))
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -229,6 +245,9 @@ impl Holder {
         let active = self.active.entry(page).or_default();
         let here = allowed && active.change.is_none();
         self.counters.hits += u64::from(here);
+        if let Some(room) = self.room.as_mut().filter(|_| here) {
+            room.used(page);
+        }
         self.progress.requested(waiter, page, access, here);
 
         active.waiters.push_back((access, waiter));
@@ -310,6 +329,9 @@ impl Holder {
         self.start_job(now_ns, page, out);
         self.start_request(now_ns, page, out);
         self.forget_if_idle(now_ns, page);
+        if self.room.is_some() {
+            self.make_room(now_ns, out);
+        }
     }
 
     /// Wakes the waiters whose access is allowed, and starts the hold time.

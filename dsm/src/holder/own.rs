@@ -1,6 +1,6 @@
 //! This node's own requests: asked of the home, granted by a supplier, acknowledged by sharers.
 
-use super::{Change, Granted, Holder, Order, Orders, Part, Pending, Timer, refuse};
+use super::{Change, Evict, Granted, Holder, Order, Orders, Part, Pending, Timer, refuse};
 use crate::message::{Kind, Message, ProtocolError};
 use crate::table::{Action, Event, holder};
 use crate::types::{Access, Body, NodeId, NodeSet, PageId, RequestId, State};
@@ -34,7 +34,9 @@ impl Holder {
             self.counters.stale += 1;
             return Ok(());
         }
-        if let Some(why) = wrong_grant(&pending, current, &message, acks, self.me) {
+        // What this node keeps as the home it need not be sent.
+        let has_it = from == self.me && message.body.is_none();
+        if let Some(why) = wrong_grant(&pending, current, &message, acks, self.me, has_it) {
             return Err(refuse(&message, from, why));
         }
         if active.change.is_some() || active.job.is_some() {
@@ -110,7 +112,7 @@ impl Holder {
         let Some(active) = self.active.get_mut(&page) else {
             return;
         };
-        if active.change.is_some() || active.pending.is_some() {
+        if active.change.is_some() || active.pending.is_some() || active.evict.is_some() {
             return;
         }
         let Some(access) = active.waiters.iter().map(|w| w.0).max() else {
@@ -134,10 +136,13 @@ impl Holder {
                 });
             }
             Action::Get => {
+                if !self.take_room(page) {
+                    return;
+                }
                 let seq = self.next_seq;
                 self.next_seq += 1;
                 let retry_ns = self.retransmit_ns.unwrap_or(0);
-                active.pending = Some(Pending {
+                self.active.entry(page).or_default().pending = Some(Pending {
                     seq,
                     access,
                     grant: None,
@@ -156,7 +161,11 @@ impl Holder {
                 }
                 self.send_get(page, out);
             }
-            Action::Hit | Action::Supply { .. } | Action::Acknowledge | Action::Refuse => {
+            Action::Hit
+            | Action::Supply { .. }
+            | Action::Acknowledge
+            | Action::Return { .. }
+            | Action::Refuse => {
                 unreachable!("a waiter that a hit satisfies was granted before")
             }
         }
@@ -164,6 +173,9 @@ impl Holder {
 
     pub(super) fn ask_again<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) {
         let max_ns = self.retransmit_ns_max;
+        if self.evict_again(now_ns, page, out) {
+            return;
+        }
         let Some(pending) = self.active.get_mut(&page).and_then(|a| a.pending.as_mut()) else {
             return;
         };
@@ -176,6 +188,30 @@ impl Holder {
             self.counters.retransmits += 1;
             self.send_get(page, out);
         }
+    }
+
+    /// Whether it is an eviction that the timer is about; asks for it again, if so.
+    fn evict_again<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) -> bool {
+        let max_ns = self.retransmit_ns_max;
+        let Some(active) = self.active.get_mut(&page) else {
+            return false;
+        };
+        // With the recall here the home knows of it.
+        let recalls = |event| matches!(event, Event::RecallCopy | Event::RecallPage);
+        let recalled = active.job.is_some_and(|job| recalls(job.event))
+            || matches!(active.change, Some(Change::Lower(job)) if recalls(job.event));
+        let Some(evict) = &mut active.evict else {
+            return false;
+        };
+        evict.retry_ns = evict.retry_ns.saturating_mul(2).min(max_ns);
+        let Evict { seq, retry_ns } = *evict;
+        self.timers
+            .set(page, Timer::Retry, now_ns.saturating_add(retry_ns));
+        if !recalled {
+            self.counters.retransmits += 1;
+            self.send_evict(page, seq, out);
+        }
+        true
     }
 
     fn send_get<B>(&mut self, page: PageId, out: &mut Orders<B>) {
@@ -294,7 +330,7 @@ impl Holder {
         }
     }
 
-    fn floor(&self) -> u64 {
+    pub(super) fn floor(&self) -> u64 {
         self.outstanding.first().copied().unwrap_or(self.next_seq)
     }
 }
@@ -306,6 +342,7 @@ fn wrong_grant<B>(
     message: &Message<B>,
     acks: NodeSet,
     me: NodeId,
+    has_it: bool,
 ) -> Option<&'static str> {
     let Kind::Grant { state, .. } = message.kind else {
         return Some("not a grant");
@@ -322,7 +359,7 @@ fn wrong_grant<B>(
     if !acks.is_empty() && state != State::Modified {
         return Some("expects acknowledgements for a read");
     }
-    if message.body.is_none() != (current == State::Shared) {
+    if message.body.is_none() != (has_it || current == State::Shared) {
         return Some("a body where the copy is current, or none where there is no copy");
     }
     None

@@ -16,6 +16,9 @@ pub(super) enum Part {
         clean: bool,
     },
     Acknowledged,
+    Returned {
+        page: bool,
+    },
     Granted,
 }
 

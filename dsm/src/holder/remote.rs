@@ -1,12 +1,12 @@
 //! What the homes ask this node to give up, and the answers.
 
-use super::{Change, Holder, Job, Order, Orders, Part, Seen, Timer, refuse};
+use super::{Active, Change, Holder, Job, Order, Orders, Part, Seen, Timer, refuse};
 use crate::message::{Kind, Message, ProtocolError};
 use crate::table::{Action, Event, Row, holder};
 use crate::types::{Body, NodeId, NodeSet, PageId, State};
 
 impl Holder {
-    /// A `Forward` or an `Invalidate` from the home of the page.
+    /// A `Forward`, an `Invalidate` or a `Recall` from the home of the page.
     pub(crate) fn job<B>(
         &mut self,
         now_ns: u64,
@@ -30,13 +30,21 @@ impl Holder {
                 (event, acks, urgency)
             }
             Kind::Invalidate { urgency } => (Event::Invalidate, NodeSet::EMPTY, urgency),
+            Kind::Recall { page, urgency } => {
+                let event = match page {
+                    false => Event::RecallCopy,
+                    true => Event::RecallPage,
+                };
+                (event, NodeSet::EMPTY, urgency)
+            }
             _ => unreachable!("dispatched by kind"),
         };
         if from != self.homes.home(page) {
             return Err(refuse(message, from, "not the home of the page"));
         }
-        if message.request.node == self.me || message.txn == 0 {
-            return Err(refuse(message, from, "names no request of another node"));
+        let recalls = matches!(message.kind, Kind::Recall { .. });
+        if (message.request.node == self.me) != recalls || message.txn == 0 {
+            return Err(refuse(message, from, "names no request of this kind"));
         }
         let job = Job {
             event,
@@ -59,6 +67,10 @@ impl Holder {
                 self.counters.stale += 1;
                 return self.answer_again(from, message, &job, part, out);
             }
+        }
+        let evicts = |active: &Active| active.evict.is_some_and(|e| e.seq == message.request.seq);
+        if recalls && !self.active.get(&page).is_some_and(evicts) {
+            return Err(refuse(message, from, "this node does not evict the page"));
         }
         if holder(self.held(page), event).action == Action::Refuse {
             return Err(refuse(message, from, "this node's state does not allow it"));
@@ -155,7 +167,7 @@ impl Holder {
 
     /// The page has been lowered as the row says: now, and only now, the answer may leave.
     pub(super) fn answer<B>(&mut self, page: PageId, row: &Row, job: &Job, out: &mut Orders<B>) {
-        self.states[page.0 as usize] = row.next;
+        let before = std::mem::replace(&mut self.states[page.0 as usize], row.next);
         let part = match row.action {
             Action::Supply { grant, clean } => Part::Supplied {
                 state: grant,
@@ -165,6 +177,12 @@ impl Holder {
                 self.counters.invalidated += 1;
                 Part::Acknowledged
             }
+            Action::Return { page: gives_back } => {
+                self.end_evict(page, job.request.seq);
+                self.counters.evicted_pages += u64::from(gives_back);
+                self.counters.evicted_copies += u64::from(!gives_back);
+                Part::Returned { page: gives_back }
+            }
             Action::Hit | Action::Get | Action::Raise | Action::Refuse => {
                 unreachable!("refused on arrival")
             }
@@ -172,6 +190,21 @@ impl Holder {
         self.parts
             .remember(self.homes.home(page), page, job.txn, part);
         self.send_answer(page, job, part, out);
+        if before != State::Invalid && row.next == State::Invalid {
+            self.leave_room(page);
+            if self.room.is_some() {
+                out.push_back(Order::Discard { page });
+            }
+        }
+    }
+
+    fn end_evict(&mut self, page: PageId, seq: u64) {
+        self.outstanding.remove(&seq);
+        self.timers.clear(page, Timer::Retry);
+        if let Some(active) = self.active.get_mut(&page) {
+            active.evict = None;
+        }
+        self.evicted();
     }
 
     fn send_answer<B>(&mut self, page: PageId, job: &Job, part: Part, out: &mut Orders<B>) {
@@ -188,6 +221,13 @@ impl Holder {
                 )
             }
             Part::Acknowledged => (Kind::InvalidateAck, 0),
+            Part::Returned { .. } => (
+                Kind::Done {
+                    state: State::Invalid,
+                    clean: false,
+                },
+                self.floor(),
+            ),
             Part::Working | Part::Granted => unreachable!("not an answer"),
         };
         let message = Message {
@@ -199,9 +239,13 @@ impl Holder {
             kind,
             body: Body::None,
         };
-        let attach_page = matches!(part, Part::Supplied { .. });
+        let (to, attach_page) = match part {
+            Part::Returned { page: gives_back } => (self.homes.home(page), gives_back),
+            Part::Supplied { .. } => (job.request.node, true),
+            _ => (job.request.node, false),
+        };
         out.push_back(Order::Send {
-            to: job.request.node,
+            to,
             message,
             attach_page,
         });
@@ -222,8 +266,14 @@ impl Holder {
             | (Part::Acknowledged, Event::ForwardShared)
             | (Part::Acknowledged, Event::ForwardExclusive)
             | (Part::Acknowledged, Event::ForwardModified)
-            | (Part::Granted, _) => Err(refuse(message, from, "another role in this transaction")),
-            (Part::Supplied { .. } | Part::Acknowledged, _) => {
+            | (Part::Granted, _)
+            | (Part::Supplied { .. } | Part::Acknowledged, Event::RecallCopy | Event::RecallPage) => {
+                Err(refuse(message, from, "another role in this transaction"))
+            }
+            (Part::Returned { page }, event) if page != (event == Event::RecallPage) => {
+                Err(refuse(message, from, "another role in this transaction"))
+            }
+            (Part::Supplied { .. } | Part::Acknowledged | Part::Returned { .. }, _) => {
                 self.send_answer(message.page, job, part, out);
                 Ok(())
             }

@@ -47,6 +47,8 @@ fn event(event: Event) -> &'static str {
         Event::ForwardExclusive => "Forward(Exclusive)",
         Event::ForwardModified => "Forward(Modified)",
         Event::Invalidate => "Invalidate",
+        Event::RecallCopy => "Recall(copy)",
+        Event::RecallPage => "Recall(page)",
     }
 }
 
@@ -61,6 +63,8 @@ fn action(action: Action) -> String {
         } => format!("supply {grant:?}"),
         Action::Supply { grant, clean: true } => format!("supply {grant:?}, clean"),
         Action::Acknowledge => "acknowledge".into(),
+        Action::Return { page: false } => "Done".into(),
+        Action::Return { page: true } => "Done, page".into(),
         Action::Refuse => "error".into(),
     }
 }
@@ -125,12 +129,14 @@ fn diagram() -> String {
 }
 
 fn home() -> String {
-    let mut text = String::from("\n| held by | read | write |\n|---|---|---|\n");
-    for rows in HOME.chunks(2) {
+    let mut text = String::from("\n| held by | read | write | evict |\n|---|---|---|---|\n");
+    for rows in HOME.chunks(3) {
         let name = match format!("{:?}", rows[0].holders).as_str() {
             "Nobody" => "nobody",
+            "Kept" => "nobody, home keeps it",
             "Others" => "others",
-            "OthersAndRequester" => "requester, perhaps others",
+            "OthersAndRequester" => "requester, and others or what the home keeps",
+            "RequesterAlone" => "requester alone",
             "Owner" => "owner",
             "MigratoryOwner" => "migratory owner",
             "RequesterOwns" => "requester as owner",
@@ -139,6 +145,9 @@ fn home() -> String {
         .to_owned();
         let cell = |row: &HomeRow| match row.answer {
             Answer::Zero(state) => format!("grant zero, {state:?}"),
+            Answer::Keep(state) => format!("grant the home's page, {state:?}"),
+            Answer::Recall { page: false } => "Recall(copy)".into(),
+            Answer::Recall { page: true } => "Recall(page)".into(),
             Answer::Upgrade => {
                 "grant the requester's copy, Modified; Invalidate to the others".into()
             }
@@ -148,7 +157,8 @@ fn home() -> String {
             }
             Answer::Refuse => "error".into(),
         };
-        writeln!(text, "| {name} | {} | {} |", cell(&rows[0]), cell(&rows[1])).unwrap();
+        let cells: Vec<String> = rows.iter().map(cell).collect();
+        writeln!(text, "| {name} | {} |", cells.join(" | ")).unwrap();
     }
     text + "\n"
 }
@@ -160,7 +170,7 @@ fn the_invariants_that_are_cited_exist() {
     let defined: BTreeSet<u32> = (1..100)
         .filter(|i| document.contains(&format!("- **I{i}** ")))
         .collect();
-    assert_eq!(defined, (1..=10).collect());
+    assert_eq!(defined, (1..=11).collect());
     let mut cited = BTreeSet::new();
     let mut folders = ["src", "tests", "sim"].map(|f| root().join(f)).to_vec();
     while let Some(folder) = folders.pop() {

@@ -41,7 +41,7 @@ impl Rng {
         } else {
             0
         };
-        let kind = match self.below(7) {
+        let kind = match self.below(9) {
             0 => Kind::Get {
                 access: self.access(),
                 have_copy: flag,
@@ -60,11 +60,16 @@ impl Rng {
             },
             4 => Kind::InvalidateAck,
             5 => Kind::Done { state, clean: flag },
+            6 => Kind::Evict,
+            7 => Kind::Recall {
+                page: flag,
+                urgency,
+            },
             _ => Kind::Hurry { urgency },
         };
         let body = match self.below(4) {
             0 => [Body::None, Body::Zero][self.below(2) as usize].clone(),
-            _ if matches!(kind, Kind::Grant { .. }) => Body::Full(1),
+            _ if matches!(kind, Kind::Grant { .. } | Kind::Done { .. }) => Body::Full(1),
             _ => Body::None,
         };
         Message {

@@ -176,6 +176,22 @@ pub(crate) fn invalidate(to: RequestId, txn: u64) -> Message<u64> {
     message(to, txn, Kind::Invalidate { urgency: 0 })
 }
 
+pub(crate) fn evict(node: u16, seq: u64) -> Message<u64> {
+    message(request(node, seq), 0, Kind::Evict)
+}
+
+pub(crate) fn recall(to: RequestId, txn: u64, page: bool) -> Message<u64> {
+    message(to, txn, Kind::Recall { page, urgency: 0 })
+}
+
+/// The end of an eviction, with the page or without.
+pub(crate) fn returned(from: RequestId, txn: u64, body: Body<u64>) -> Message<u64> {
+    Message {
+        body,
+        ..done(from, txn, State::Invalid)
+    }
+}
+
 pub(crate) fn ack(to: RequestId, txn: u64) -> Message<u64> {
     message(to, txn, Kind::InvalidateAck)
 }

@@ -1,14 +1,21 @@
 //! Every row of both transition tables, carried out by an engine.
 
-use crate::script::{Node, PAGE, config, done, forward, get, invalidate, n, request, set};
-use dsm::table::{Action, Answer, Event, HOLDER, HOME, Holders, HomeRow, Row};
-use dsm::{Access, Effect, Initial, Kind, State};
+use crate::script::{
+    Node, PAGE, config, done, evict, forward, get, invalidate, n, recall, request, returned, set,
+};
+use dsm::table::{Action, Answer, Ask, Event, HOLDER, HOME, Holders, HomeRow, Row};
+use dsm::{Access, Body, Effect, Initial, Kind, State};
 
 #[test]
 fn the_holder_follows_its_table() {
     for row in &HOLDER {
         println!("{row:?}");
-        let mut node = Node::holding(row.state);
+        let recalls = matches!(row.event, Event::RecallCopy | Event::RecallPage);
+        let mut node = match row.state {
+            // One that was taken before the turn of its eviction came.
+            State::Invalid if recalls => Node::holding(State::Shared),
+            state => Node::holding(state),
+        };
         match row.event {
             Event::ReadFault => fault(&mut node, row, Access::Read),
             Event::WriteFault => fault(&mut node, row, Access::Write),
@@ -16,6 +23,8 @@ fn the_holder_follows_its_table() {
             Event::ForwardExclusive => asked(&mut node, row, Some(State::Exclusive)),
             Event::ForwardModified => asked(&mut node, row, Some(State::Modified)),
             Event::Invalidate => asked(&mut node, row, None),
+            Event::RecallCopy => recalled(&mut node, row, false),
+            Event::RecallPage => recalled(&mut node, row, true),
         }
         node.silent();
         assert_eq!(node.engine.state(PAGE), row.next);
@@ -84,13 +93,49 @@ fn asked(node: &mut Node, row: &Row, state: Option<State>) {
     }
 }
 
+/// The node evicts the page, and the home recalls it.
+fn recalled(node: &mut Node, row: &Row, page: bool) {
+    assert!(node.engine.evict(node.now_ns, PAGE));
+    let (home, asked, _) = node.sent_message();
+    assert_eq!((home, asked.kind), (1, Kind::Evict));
+    assert!(!node.engine.evict(node.now_ns, PAGE), "once is enough");
+    if row.state == State::Invalid {
+        node.tell(1, invalidate(request(2, 1), 2)).unwrap();
+        node.protect(State::Invalid);
+        assert_eq!(node.sent(), (2, Kind::InvalidateAck));
+    }
+    let result = node.tell(1, recall(asked.request, 3, page));
+    if row.action == Action::Refuse {
+        assert!(result.is_err());
+        return;
+    }
+    assert_eq!(result, Ok(()));
+    if row.state != State::Invalid {
+        node.protect(State::Invalid);
+    }
+    let end = Kind::Done {
+        state: State::Invalid,
+        clean: false,
+    };
+    let answer = if page { node.supplied() } else { node.sent() };
+    assert_eq!(answer, (1, end));
+}
+
 #[test]
 fn the_home_follows_its_table() {
     for row in &HOME {
         println!("{row:?}");
         let (mut home, requester, seq) = home_with(row.holders);
-        let have_copy = row.holders == Holders::OthersAndRequester;
-        let asked = home.tell(requester, get(requester, seq, row.access, have_copy));
+        let have_copy = matches!(
+            row.holders,
+            Holders::OthersAndRequester | Holders::RequesterAlone
+        );
+        let asks = match row.ask {
+            Ask::Read => get(requester, seq, Access::Read, have_copy),
+            Ask::Write => get(requester, seq, Access::Write, have_copy),
+            Ask::Evict => evict(requester, seq),
+        };
+        let asked = home.tell(requester, asks);
         match row.answer {
             Answer::Refuse => assert!(asked.is_err()),
             _ => assert_eq!(asked, Ok(())),
@@ -109,7 +154,7 @@ fn home_with(holders: Holders) -> (Node, u16, u64) {
     };
     let mut home = Node::new(config(0, 0, initial));
     let mut txn = 0;
-    let mut transaction = |node: u16, seq: u64, access, have_copy, state| {
+    let mut transaction = |home: &mut Node, node: u16, seq: u64, access, have_copy, state| {
         txn += 1;
         home.tell(node, get(node, seq, access, have_copy))
             .expect("a request");
@@ -119,23 +164,46 @@ fn home_with(holders: Holders) -> (Node, u16, u64) {
     };
     let (requester, seq) = match holders {
         Holders::Nobody | Holders::Owner => (2, 1),
+        Holders::Kept => {
+            give_up(&mut home, 1, 1, 1, true);
+            (2, 1)
+        }
+        Holders::RequesterAlone => {
+            transaction(&mut home, 2, 1, Access::Read, false, State::Shared);
+            give_up(&mut home, 1, 1, 2, false);
+            (2, 2)
+        }
         Holders::RequesterOwns => (1, 1),
         Holders::Others => {
-            transaction(3, 1, Access::Read, false, State::Shared);
+            transaction(&mut home, 3, 1, Access::Read, false, State::Shared);
             (2, 1)
         }
         Holders::OthersAndRequester => {
-            transaction(3, 1, Access::Read, false, State::Shared);
-            transaction(2, 1, Access::Read, false, State::Shared);
+            transaction(&mut home, 3, 1, Access::Read, false, State::Shared);
+            transaction(&mut home, 2, 1, Access::Read, false, State::Shared);
             (2, 2)
         }
         Holders::MigratoryOwner => {
-            transaction(3, 1, Access::Read, false, State::Shared);
-            transaction(3, 2, Access::Write, true, State::Modified);
+            transaction(&mut home, 3, 1, Access::Read, false, State::Shared);
+            transaction(&mut home, 3, 2, Access::Write, true, State::Modified);
             (2, 1)
         }
     };
     (home, requester, seq)
+}
+
+/// A node evicts the page, in this transaction.
+fn give_up(home: &mut Node, node: u16, seq: u64, txn: u64, page: bool) {
+    home.tell(node, evict(node, seq)).expect("a request");
+    let recall = Kind::Recall { page, urgency: 0 };
+    assert_eq!(home.sent(), (node, recall));
+    let body = if page { Body::Full(7) } else { Body::None };
+    home.tell(node, returned(request(node, seq), txn, body.clone()))
+        .expect("its end");
+    if page {
+        assert_eq!(home.next(), Some(Effect::Fill { page: PAGE, body }));
+    }
+    assert_eq!(home.engine.keeps(PAGE), page);
 }
 
 fn answers(home: &mut Node, row: &HomeRow, requester: u16) {
@@ -155,8 +223,26 @@ fn answers(home: &mut Node, row: &HomeRow, requester: u16) {
             assert_eq!(home.sent(), (requester, kind));
             return;
         }
+        Answer::Keep(state) => {
+            let kind = Kind::Grant {
+                state,
+                acks: set(&[]),
+                clean: false,
+            };
+            assert_eq!(home.supplied(), (requester, kind));
+            return;
+        }
+        Answer::Recall { page } => {
+            let recall = Kind::Recall { page, urgency: 0 };
+            assert_eq!(home.sent(), (requester, recall));
+            return;
+        }
         Answer::Upgrade => {
-            let (state, acks) = (State::Modified, set(&[1, 3]));
+            let others: &[u16] = match row.holders {
+                Holders::RequesterAlone => &[],
+                _ => &[1, 3],
+            };
+            let (state, acks) = (State::Modified, set(others));
             assert_eq!(
                 home.sent(),
                 (
@@ -168,8 +254,8 @@ fn answers(home: &mut Node, row: &HomeRow, requester: u16) {
                     }
                 )
             );
-            for sharer in [1, 3] {
-                assert_eq!(home.sent(), (sharer, Kind::Invalidate { urgency: 0 }));
+            for sharer in others {
+                assert_eq!(home.sent(), (*sharer, Kind::Invalidate { urgency: 0 }));
             }
             return;
         }

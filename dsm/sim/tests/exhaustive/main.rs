@@ -27,6 +27,7 @@ fn setup(home: u16, owner: Option<u16>, programs: &[&[Access]]) -> Setup {
         shape: shape(&[home], &[owner]),
         network: Network::Unordered,
         programs: programs.map(|(node, wants)| (node, 0, wants)).collect(),
+        evictions: Vec::new(),
     }
     .sized()
 }
@@ -45,6 +46,8 @@ fn shape(homes: &[u16], owners: &[Option<u16>]) -> Shape {
         hold_ns_max: HOLD_NS,
         retransmit_ns: None,
         migratory: true,
+        foreign_max: None,
+        keep_bytes: false,
         planted: Planted::NOTHING,
         plant: Plant::Nothing,
         inline_protect: false,
@@ -65,6 +68,7 @@ fn two_pages(homes: [u16; 2], owners: [Option<u16>; 2], nodes: &[&[&[Want]]]) ->
         shape: shape(&homes, &owners),
         network: Network::Unordered,
         programs,
+        evictions: Vec::new(),
     }
     .sized()
 }
@@ -87,9 +91,23 @@ impl Setup {
         self
     }
 
+    /// The nodes give up these pages as well, each at any time.
+    fn evicting(mut self, evictions: &[(u16, u32)]) -> Setup {
+        let pairs = evictions.iter();
+        self.evictions = pairs.map(|e| (NodeId(e.0), PageId(e.1))).collect();
+        self
+    }
+
+    /// No node may have more pages of others than this.
+    fn limited(mut self, foreign_max: u32) -> Setup {
+        self.shape.foreign_max = Some(foreign_max);
+        self
+    }
+
     fn on(mut self, network: Network) -> Setup {
         self.network = network;
         let lossy = network == Network::Lossy;
+        self.shape.keep_bytes = network != Network::Unordered;
         self.shape.retransmit_ns = lossy.then_some((RETRANSMIT_NS, RETRANSMIT_NS));
         self
     }
@@ -159,6 +177,59 @@ fn two_pages_do_not_disturb_each_other() {
     }
 }
 
+/// Evictions cross everything else that can happen to a page, and each other.
+#[test]
+fn every_eviction_is_coherent() {
+    for (home, owner) in [(0, Some(0)), (0, Some(1)), (1, Some(0)), (0, None)] {
+        let two: [&[Access]; 2] = [&[Read, Write], &[Write, Read]];
+        let three: [&[Access]; 3] = [&[Write], &[Read], &[Read]];
+        let name = format!("evictions, home {home}, owner {owner:?}");
+        let one = [(1 - home, 0)];
+        let setup_two = setup(home, owner, &two).evicting(&one);
+        check(&format!("two nodes, {name}"), setup_two);
+        let both = [(1 - home, 0), (2, 0)];
+        let setup_three = setup(home, owner, &three).evicting(&both);
+        check(&format!("three nodes, {name}"), setup_three);
+    }
+}
+
+/// ... also where messages of them are repeated or lost.
+#[test]
+fn every_loss_of_an_eviction_is_repaired() {
+    for network in [Network::Duplicating, Network::Lossy] {
+        for (home, owner, programs) in [
+            (0, Some(0), [&[Write][..], &[Read][..]]),
+            (0, Some(1), [&[Read][..], &[Write][..]]),
+            (0, None, [&[Write][..], &[Write][..]]),
+        ] {
+            let name = format!("evictions, {network:?}, home {home}, owner {owner:?}");
+            let evicting = setup(home, owner, &programs).evicting(&[(1, 0)]);
+            check(&name, evicting.on(network));
+        }
+    }
+}
+
+/// I11: a node that may have one page of others at a time uses two of them; every order ends, also
+/// where two nodes have each other's pages and no room.
+#[test]
+fn every_order_with_little_room_ends() {
+    let one: [&[&[Want]]; 2] = [&[&[]], &[&[a(Write), b(Read), a(Read)]]];
+    check(
+        "a node walks over two pages of another's",
+        two_pages([0, 0], [Some(0), Some(0)], &one).limited(1),
+    );
+    let busy: [&[&[Want]]; 2] = [&[&[a(Read), b(Write)]], &[&[a(Write), b(Write)]]];
+    check(
+        "... which uses them, too",
+        two_pages([0, 0], [Some(0), None], &busy).limited(1),
+    );
+    let crossing: [&[&[Want]]; 2] = [&[&[b(Write), a(Write)]], &[&[a(Write), b(Read)]]];
+    check(
+        "two nodes have each other's",
+        two_pages([0, 1], [Some(0), Some(1)], &crossing).limited(1),
+    );
+}
+
 /// The gate can fail: what is planted in the engine is found, and so is what comes of it if nobody
 /// looks at the answers themselves.
 #[test]
@@ -200,6 +271,19 @@ fn an_early_protected_is_found() {
         let path = checker.discovery(property).expect("a counterexample");
         println!("{property} after {} steps", path.into_actions().len());
     }
+}
+
+/// A runtime that drops what its node still keeps for others.
+#[test]
+fn an_early_discard_is_found() {
+    let programs: [&[Access]; 2] = [&[Read], &[Write]];
+    let mut setup = setup(0, Some(0), &programs).evicting(&[(1, 0)]).limited(1);
+    setup.shape.plant = Plant::EarlyDiscard;
+    let checker = setup.checker().threads(2).spawn_bfs().join();
+    let path = checker
+        .discovery("I2: readers see the last write")
+        .expect("a counterexample");
+    println!("I2 after {} steps", path.into_actions().len());
 }
 
 mod full {
@@ -285,6 +369,53 @@ mod full {
                 let name = format!("two pages, three nodes, {network:?}, homes {homes:?}");
                 states += check(&name, two_pages(homes, owners, &three).on(network));
             }
+        }
+        println!("{states} states");
+    }
+
+    #[test]
+    #[ignore = "minutes: see the head of this file"]
+    fn evictions_in_every_order() {
+        let mut states = 0;
+        for (home, owner) in HOMES {
+            let three: [&[Access]; 3] = [&[Read, Write], &[Write, Read], &[Read]];
+            let evictions = [(1 - home, 0), (2, 0)];
+            let name = format!("three nodes, evictions, home {home}, owner {owner:?}");
+            states += check(&name, setup(home, owner, &three).evicting(&evictions));
+            for network in [Network::Duplicating, Network::Lossy] {
+                let two: [&[Access]; 2] = [&[Read, Write], &[Write, Read]];
+                let name =
+                    format!("two nodes, evictions, {network:?}, home {home}, owner {owner:?}");
+                let evicting = setup(home, owner, &two).evicting(&[(1 - home, 0)]);
+                states += check(&name, evicting.on(network));
+            }
+        }
+        println!("{states} states");
+    }
+
+    #[test]
+    #[ignore = "minutes: see the head of this file"]
+    fn little_room_in_every_order() {
+        let mut states = 0;
+        let crossing: [&[&[Want]]; 3] = [
+            &[&[b(Write), a(Read)]],
+            &[&[a(Write), b(Read)]],
+            &[&[a(Read), b(Read)]],
+        ];
+        let owners = [Some(0), Some(1)];
+        let name = |what| format!("little room, {what}");
+        let three = two_pages([0, 1], owners, &crossing).limited(1);
+        states += check(&name("three nodes"), three);
+        let threads: [&[&[Want]]; 2] = [
+            &[&[b(Write)]],
+            &[&[a(Write), b(Write)], &[b(Read), a(Read)]],
+        ];
+        let two = two_pages([0, 0], [Some(0), None], &threads).limited(1);
+        states += check(&name("two threads"), two);
+        for network in [Network::Duplicating, Network::Lossy] {
+            let two: [&[&[Want]]; 2] = [&[&[]], &[&[a(Write), b(Read)]]];
+            let two = two_pages([0, 0], [Some(0), Some(0)], &two).limited(1);
+            states += check(&name("two nodes, faults"), two.on(network));
         }
         println!("{states} states");
     }

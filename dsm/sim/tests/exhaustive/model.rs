@@ -30,6 +30,8 @@ pub(crate) struct Setup {
     pub(crate) network: Network,
     /// What each thread does: node, thread, accesses.
     pub(crate) programs: Vec<(NodeId, u32, Vec<Want>)>,
+    /// What nodes give up, once each, at any time.
+    pub(crate) evictions: Vec<(NodeId, PageId)>,
 }
 
 type Packet = (NodeId, NodeId, Message<u64>);
@@ -43,6 +45,8 @@ pub(crate) struct Situation {
     world: World,
     /// Messages under way: to, from, message.
     network: BTreeSet<Packet>,
+    /// Of `Setup::evictions`, those that are still to come.
+    evictions: Vec<(NodeId, PageId)>,
     /// What went wrong; nothing follows that.
     broken: Option<Breach>,
 }
@@ -77,6 +81,7 @@ impl Model for Setup {
         vec![Situation {
             world: World::new(&self.shape),
             network: BTreeSet::new(),
+            evictions: self.evictions.clone(),
             broken: None,
         }]
     }
@@ -99,6 +104,9 @@ impl Model for Setup {
                 Phase::Granted { .. } => step(Step::Resume { node, thread }),
                 Phase::Waiting { .. } => {}
             }
+        }
+        for &(node, page) in &now.evictions {
+            step(Step::Evict { node, page });
         }
         for (node, state) in (0..).map(NodeId).zip(&now.world.nodes) {
             for page in (0..self.shape.pages).map(PageId) {
@@ -146,6 +154,9 @@ impl Model for Setup {
             Property::always("I3, I6: no invalidate is lost", |_, now: &Situation| {
                 holds(now, &[Rule::AnswerAfterMapping, Rule::Directory])
             }),
+            Property::always("I11: room for what may be here", |_, now: &Situation| {
+                holds(now, &[Rule::Room])
+            }),
             Property::always("nothing correct is refused", |_, now: &Situation| {
                 holds(now, &[Rule::Refused])
             }),
@@ -177,6 +188,9 @@ impl Situation {
                 return;
             }
         };
+        if let Step::Evict { node, page } = step {
+            self.evictions.retain(|e| *e != (node, page));
+        }
         let now_ns = match step {
             Step::Timeout { node } => self.world.node(node).engine.poll_timeout().unwrap_or(0),
             _ => 0,
@@ -198,6 +212,7 @@ impl Situation {
         };
         self.broken.is_none()
             && self.network.is_empty()
+            && self.evictions.is_empty()
             && self.world.nodes.iter().all(|n| n.engine.is_idle())
             && setup.programs.iter().all(made)
     }

@@ -1,77 +1,51 @@
 //! The home's side: one directory entry per home page, one transaction per page at a time, the
 //! rest waiting in order of arrival.
 
-use crate::config::{Config, HomeMap, Initial, initial};
+mod entry;
+
+use crate::config::{Config, HomeMap, initial};
 use crate::message::{Kind, Message, ProtocolError};
+use crate::orders::{Order, Orders};
 use crate::planted::Planted;
-use crate::table::{Answer, Holders, home};
+use crate::table::{Answer, Ask, home};
 use crate::timers::Timers;
 use crate::types::{Access, Body, NodeId, NodeSet, PageId, RequestId, State};
+use entry::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
-
-const NO_NODE: u16 = u16::MAX;
-
-/// 16 bytes: a node is home to millions of pages.
-#[derive(Clone, Copy, Hash, Debug)]
-struct Entry {
-    sharers: NodeSet,
-    owner: u16,
-    /// The node whose read was the last transaction, if that was a read.
-    last_reader: u16,
-    migratory: bool,
-}
-
-const _: () = assert!(size_of::<Entry>() <= 16);
-
-impl Entry {
-    fn new(initial: Initial) -> Entry {
-        let owner = match initial {
-            Initial::Owned(node) => node.0,
-            Initial::Untouched => NO_NODE,
-        };
-        Entry {
-            sharers: NodeSet::EMPTY,
-            owner,
-            last_reader: NO_NODE,
-            migratory: false,
-        }
-    }
-
-    fn holders(&self, requester: NodeId) -> Holders {
-        if self.owner == requester.0 {
-            Holders::RequesterOwns
-        } else if self.owner != NO_NODE && self.migratory {
-            Holders::MigratoryOwner
-        } else if self.owner != NO_NODE {
-            Holders::Owner
-        } else if self.sharers.contains(requester) {
-            Holders::OthersAndRequester
-        } else if !self.sharers.is_empty() {
-            Holders::Others
-        } else {
-            Holders::Nobody
-        }
-    }
-}
 
 /// A request waiting for its turn.
 #[derive(Clone, Copy, Hash, Debug)]
 struct Queued {
     request: RequestId,
-    access: Access,
+    ask: Ask,
     have_copy: bool,
     urgency: u16,
+}
+
+/// Where the page comes from, or goes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum By {
+    Supplier(NodeId),
+    /// The home itself grants a page of zeroes.
+    Zero,
+    /// ... the page that it keeps.
+    Kept,
+    /// ... what the requester has already.
+    Upgrade,
+    /// The requester drops its copy, and gives it back if there is no other.
+    Recall {
+        page: bool,
+    },
 }
 
 /// Who was told what on behalf of the current request; kept for retransmission.
 #[derive(Clone, Copy, Hash, Debug)]
 struct Plan {
-    /// `None`: the home itself grants, with `Zero` or without a body.
-    supplier: Option<NodeId>,
+    by: By,
     invalidate: NodeSet,
+    /// The requester's, afterwards.
     state: State,
-    upgrade: bool,
 }
 
 #[derive(Clone, Hash, Debug)]
@@ -92,6 +66,8 @@ pub struct View {
     pub owner: Option<NodeId>,
     pub sharers: NodeSet,
     pub migratory: bool,
+    /// The home has the bytes, whether or not it is a sharer.
+    pub kept: bool,
     /// The request of the current transaction.
     pub busy: Option<RequestId>,
     /// Requests behind it.
@@ -105,6 +81,11 @@ pub struct HomeCounters {
     /// Requests that had to wait for another transaction on the page.
     pub queued: u64,
     pub zero_grants: u64,
+    /// Grants of pages that had been given back.
+    pub kept_grants: u64,
+    /// Copies dropped, and pages given back, because their nodes needed room.
+    pub dropped: u64,
+    pub given_back: u64,
     pub upgrades: u64,
     pub forwards: u64,
     pub invalidates: u64,
@@ -127,6 +108,8 @@ pub(crate) struct Directory {
     me: NodeId,
     epoch: u32,
     migratory: bool,
+    /// Whether to say which bytes are of no use any more.
+    discards: bool,
     retransmit_ns: Option<u64>,
     retransmit_ns_max: u64,
     entries: Vec<Entry>,
@@ -143,8 +126,6 @@ pub(crate) struct Directory {
     pub(crate) counters: HomeCounters,
 }
 
-pub(crate) type Outbox<B> = VecDeque<(NodeId, Message<B>)>;
-
 impl Directory {
     pub(crate) fn new(config: &Config, homes: &HomeMap) -> Directory {
         let entries = homes
@@ -155,6 +136,7 @@ impl Directory {
             me: config.me,
             epoch: config.epoch,
             migratory: config.migratory,
+            discards: config.foreign_max.is_some(),
             retransmit_ns: config.retransmit_ns,
             retransmit_ns_max: config.retransmit_ns_max,
             entries,
@@ -169,22 +151,26 @@ impl Directory {
         }
     }
 
-    /// A `Get`. `from` and the page have been checked to exist, and the page to live here.
+    /// A `Get` or an `Evict`. `from` and the page have been checked to exist, and the page to live here.
     pub(crate) fn get<B>(
         &mut self,
         now_ns: u64,
         slot: usize,
         from: NodeId,
         message: &Message<B>,
-        out: &mut Outbox<B>,
+        out: &mut Orders<B>,
     ) -> Result<(), ProtocolError> {
-        let Kind::Get {
-            access,
-            have_copy,
-            urgency,
-        } = message.kind
-        else {
-            unreachable!("dispatched by kind")
+        let (ask, have_copy, urgency) = match message.kind {
+            Kind::Get {
+                access,
+                have_copy,
+                urgency,
+            } => match access {
+                Access::Read => (Ask::Read, have_copy, urgency),
+                Access::Write => (Ask::Write, have_copy, urgency),
+            },
+            Kind::Evict => (Ask::Evict, true, 0),
+            _ => unreachable!("dispatched by kind"),
         };
         let page = message.page;
         self.check_requester(from, message)?;
@@ -197,7 +183,7 @@ impl Directory {
         }
         let get = Queued {
             request: message.request,
-            access,
+            ask,
             have_copy,
             urgency,
         };
@@ -207,22 +193,23 @@ impl Directory {
         self.begin(now_ns, slot, page, get, VecDeque::new(), out)
     }
 
-    /// A `Done`.
+    /// A `Done`. `is_here` says that this node itself has the page.
     pub(crate) fn done<B>(
         &mut self,
         now_ns: u64,
         slot: usize,
         from: NodeId,
-        message: &Message<B>,
-        out: &mut Outbox<B>,
+        message: Message<B>,
+        is_here: bool,
+        out: &mut Orders<B>,
     ) -> Result<(), ProtocolError> {
         let Kind::Done { state, clean } = message.kind else {
             unreachable!("dispatched by kind")
         };
         let page = message.page;
-        self.check_requester(from, message)?;
+        self.check_requester(from, &message)?;
         if message.txn == 0 || message.txn >= self.next_txn {
-            return Err(refuse(message, from, "no such transaction"));
+            return Err(refuse(&message, from, "no such transaction"));
         }
         self.raise_floor(from, message.floor);
         let Some(transaction) = self.busy.get(&page).filter(|t| t.txn == message.txn) else {
@@ -230,23 +217,45 @@ impl Directory {
             return Ok(());
         };
         if transaction.current.request != message.request {
-            return Err(refuse(message, from, "not the request of this transaction"));
+            return Err(refuse(
+                &message,
+                from,
+                "not the request of this transaction",
+            ));
         }
         // An owner that never wrote turns a grant of Exclusive into one of Shared.
         let planned = transaction.plan.state;
         if state != planned && (planned, state) != (State::Exclusive, State::Shared) {
-            return Err(refuse(message, from, "not the state that was granted"));
+            return Err(refuse(&message, from, "not the state that was granted"));
         }
         if state == State::Shared
             && planned == State::Exclusive
-            && self.entries[slot].owner == NO_NODE
+            && self.entries[slot].owner().is_none()
         {
-            return Err(refuse(message, from, "shared with nobody"));
+            return Err(refuse(&message, from, "shared with nobody"));
+        }
+        let gives_back = transaction.plan.by == By::Recall { page: true };
+        if gives_back == message.body.is_none() {
+            return Err(refuse(
+                &message,
+                from,
+                "a page that was not recalled, or none",
+            ));
+        }
+        // I3: it will be filled in.
+        if gives_back && is_here {
+            return Err(refuse(&message, from, "gives back a page that is here"));
         }
         let Some(transaction) = self.busy.remove(&page) else {
             unreachable!("found above")
         };
-        self.commit(slot, &transaction, state, clean);
+        if gives_back {
+            out.push_back(Order::Fill {
+                page,
+                body: message.body,
+            });
+        }
+        self.commit(slot, page, &transaction, state, clean, out);
         self.outstanding.remove(&transaction.txn);
         self.timers.clear(page, ());
         let seq = message.request.seq;
@@ -261,7 +270,7 @@ impl Directory {
     }
 
     /// Repeats what the current transactions have said, for those whose time has come.
-    pub(crate) fn handle_timeout<B>(&mut self, now_ns: u64, out: &mut Outbox<B>) {
+    pub(crate) fn handle_timeout<B>(&mut self, now_ns: u64, out: &mut Orders<B>) {
         for (page, ()) in self.timers.expired(now_ns) {
             let Some(transaction) = self.busy.get_mut(&page) else {
                 continue;
@@ -281,9 +290,10 @@ impl Directory {
     pub(crate) fn view(&self, slot: usize, page: PageId) -> View {
         let entry = &self.entries[slot];
         View {
-            owner: (entry.owner != NO_NODE).then_some(NodeId(entry.owner)),
+            owner: entry.owner(),
             sharers: entry.sharers,
             migratory: entry.migratory,
+            kept: entry.kept,
             busy: self.busy.get(&page).map(|t| t.current.request),
             waiting: self.busy.get(&page).map_or(0, |t| t.queue.len()),
         }
@@ -317,7 +327,7 @@ impl Directory {
         from: NodeId,
         get: Queued,
         message: &Message<B>,
-        out: &mut Outbox<B>,
+        out: &mut Orders<B>,
     ) -> Result<(), ProtocolError> {
         let Some(transaction) = self.busy.get_mut(&page) else {
             unreachable!("busy page")
@@ -347,7 +357,7 @@ impl Directory {
         slot: usize,
         page: PageId,
         mut queue: VecDeque<Queued>,
-        out: &mut Outbox<B>,
+        out: &mut Orders<B>,
     ) -> Result<(), ProtocolError> {
         match queue.pop_front() {
             Some(get) => self.begin(now_ns, slot, page, get, queue, out),
@@ -363,13 +373,16 @@ impl Directory {
         page: PageId,
         get: Queued,
         queue: VecDeque<Queued>,
-        out: &mut Outbox<B>,
+        out: &mut Orders<B>,
     ) -> Result<(), ProtocolError> {
         let Some(plan) = self.plan(slot, &get) else {
             // Refusing one request must not strand those behind it.
             self.next_in_queue(now_ns, slot, page, queue, out)?;
             return Err(ProtocolError::Unexpected {
-                kind: "Get",
+                kind: match get.ask {
+                    Ask::Read | Ask::Write => "Get",
+                    Ask::Evict => "Evict",
+                },
                 page,
                 from: get.request.node,
                 why: "the directory says that the node holds the page",
@@ -404,8 +417,8 @@ impl Directory {
         let requester = get.request.node;
         let others = entry.sharers.without(requester);
         let supplier = || {
-            if entry.owner != NO_NODE {
-                return Some(NodeId(entry.owner));
+            if entry.owner().is_some() {
+                return entry.owner();
             }
             // The home's own copy saves a message; else any copy is as good.
             if others.contains(self.me) {
@@ -415,59 +428,50 @@ impl Directory {
             }
         };
         let counters = &mut self.counters;
-        let plan = match home(entry.holders(requester), get.access) {
+        let (by, invalidate, state) = match home(entry.holders(requester), get.ask) {
             Answer::Zero(state) => {
                 counters.zero_grants += 1;
-                Plan {
-                    supplier: None,
-                    invalidate: NodeSet::EMPTY,
-                    state,
-                    upgrade: false,
-                }
+                (By::Zero, NodeSet::EMPTY, state)
+            }
+            Answer::Keep(state) => {
+                counters.kept_grants += 1;
+                (By::Kept, NodeSet::EMPTY, state)
             }
             // A sharer that claims to have no copy has lost it; nobody else can be asked to
             // believe that, since it may be the only one.
             Answer::Upgrade if !get.have_copy => return None,
             Answer::Upgrade => {
                 counters.upgrades += 1;
-                counters.invalidates += u64::from(others.len());
-                Plan {
-                    supplier: None,
-                    invalidate: others,
-                    state: State::Modified,
-                    upgrade: true,
-                }
+                (By::Upgrade, others, State::Modified)
             }
             Answer::Forward(state) => {
                 counters.forwards += 1;
                 counters.migratory_grants += u64::from(state == State::Exclusive);
-                Plan {
-                    supplier: supplier(),
-                    invalidate: NodeSet::EMPTY,
-                    state,
-                    upgrade: false,
-                }
+                (By::Supplier(supplier()?), NodeSet::EMPTY, state)
             }
             Answer::ForwardAndInvalidate(state) => {
                 let supplier = supplier()?;
-                let invalidate = others.without(supplier);
                 counters.forwards += 1;
-                counters.invalidates += u64::from(invalidate.len());
-                Plan {
-                    supplier: Some(supplier),
-                    invalidate,
-                    state,
-                    upgrade: false,
-                }
+                (By::Supplier(supplier), others.without(supplier), state)
+            }
+            Answer::Recall { page } => {
+                counters.dropped += u64::from(!page);
+                counters.given_back += u64::from(page);
+                (By::Recall { page }, NodeSet::EMPTY, State::Invalid)
             }
             Answer::Refuse => return None,
         };
-        Some(plan)
+        counters.invalidates += u64::from(invalidate.len());
+        Some(Plan {
+            by,
+            invalidate,
+            state,
+        })
     }
 
     /// Says everything that the current transaction of a page has to say, for the first time or
     /// again.
-    fn announce<B>(&self, page: PageId, out: &mut Outbox<B>) {
+    fn announce<B>(&self, page: PageId, out: &mut Orders<B>) {
         let Some(transaction) = self.busy.get(&page) else {
             unreachable!("busy page")
         };
@@ -493,38 +497,44 @@ impl Directory {
             !acks.contains(requester),
             "I4: the requester keeps its copy"
         );
-        match plan.supplier {
-            Some(supplier) => {
+        let mut send = |to, kind, body, attach_page| {
+            out.push_back(Order::Send {
+                to,
+                message: message(kind, body),
+                attach_page,
+            });
+        };
+        let grant = Kind::Grant {
+            state,
+            acks,
+            clean: false,
+        };
+        match plan.by {
+            By::Supplier(supplier) => {
                 assert!(supplier != requester, "I4: nobody supplies itself");
-                out.push_back((
-                    supplier,
-                    message(
-                        Kind::Forward {
-                            state,
-                            acks,
-                            urgency,
-                        },
-                        Body::None,
-                    ),
-                ));
-            }
-            None => {
-                let body = if plan.upgrade { Body::None } else { Body::Zero };
-                let grant = Kind::Grant {
+                let kind = Kind::Forward {
                     state,
                     acks,
-                    clean: false,
+                    urgency,
                 };
-                out.push_back((requester, message(grant, body)));
+                send(supplier, kind, Body::None, false);
+            }
+            By::Zero => send(requester, grant, Body::Zero, false),
+            By::Upgrade => send(requester, grant, Body::None, false),
+            // What this node keeps, it need not send to itself.
+            By::Kept => send(requester, grant, Body::None, requester != self.me),
+            By::Recall { page } => {
+                let kind = Kind::Recall { page, urgency };
+                send(requester, kind, Body::None, false);
             }
         }
         for sharer in acks.iter() {
-            out.push_back((sharer, message(Kind::Invalidate { urgency }, Body::None)));
+            send(sharer, Kind::Invalidate { urgency }, Body::None, false);
         }
     }
 
     /// Tells those who may be putting the current transaction off who waits behind it.
-    fn hurry<B>(&mut self, page: PageId, out: &mut Outbox<B>) {
+    fn hurry<B>(&mut self, page: PageId, out: &mut Orders<B>) {
         let Some(transaction) = self.busy.get(&page) else {
             unreachable!("busy page")
         };
@@ -535,7 +545,12 @@ impl Directory {
             urgency,
             ..
         } = transaction;
-        for node in plan.supplier.into_iter().chain(plan.invalidate.iter()) {
+        let first = match plan.by {
+            By::Supplier(supplier) => Some(supplier),
+            By::Recall { .. } => Some(current.request.node),
+            By::Zero | By::Kept | By::Upgrade => None,
+        };
+        for node in first.into_iter().chain(plan.invalidate.iter()) {
             let message = Message {
                 epoch: self.epoch,
                 page,
@@ -546,44 +561,54 @@ impl Directory {
                 body: Body::None,
             };
             self.counters.hurries += 1;
-            out.push_back((node, message));
+            out.push_back(Order::Send {
+                to: node,
+                message,
+                attach_page: false,
+            });
         }
     }
 
-    /// The requester has the page: the directory follows.
-    fn commit(&mut self, slot: usize, transaction: &Transaction, state: State, clean: bool) {
+    /// The requester has the page, or has let go of it: the directory follows.
+    fn commit<B>(
+        &mut self,
+        slot: usize,
+        page: PageId,
+        transaction: &Transaction,
+        state: State,
+        clean: bool,
+        out: &mut Orders<B>,
+    ) {
         let entry = &mut self.entries[slot];
         let requester = transaction.current.request.node;
-        if transaction.plan.upgrade
-            && self.migratory
-            && !entry.migratory
-            && entry.last_reader == requester.0
-            && entry.sharers.len() == 2
-        {
-            entry.migratory = true;
-            self.counters.classified += 1;
+        match transaction.plan.by {
+            By::Recall { page: true } => return entry.give_back(),
+            By::Recall { page: false } => return entry.drop_copy(requester),
+            By::Upgrade if self.migratory && entry.seems_to_migrate(requester) => {
+                entry.migratory = true;
+                self.counters.classified += 1;
+            }
+            _ => {}
         }
         if clean && entry.migratory {
             entry.migratory = false;
             self.counters.declassified += 1;
         }
-        entry.last_reader = NO_NODE;
         if state.is_sole() {
-            entry.owner = requester.0;
-            entry.sharers = NodeSet::EMPTY;
+            let kept = entry.kept;
+            entry.own(requester);
+            if kept && self.discards {
+                out.push_back(Order::Discard { page });
+            }
             return;
         }
-        if entry.owner != NO_NODE {
-            entry.sharers = NodeSet::of(NodeId(entry.owner));
-            entry.owner = NO_NODE;
-        }
+        entry.make_shared();
         if self.planted.lost_sharer()
             && let Some(lost) = entry.sharers.first()
         {
             entry.sharers = entry.sharers.without(lost);
         }
-        entry.sharers = entry.sharers.with(requester);
-        entry.last_reader = requester.0;
+        entry.share(requester);
     }
 }
 
