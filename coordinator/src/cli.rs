@@ -236,6 +236,11 @@ pub(crate) struct UpOptions {
     /// Memory, for every node (512M) or by name (a=1G,b=256M); the guest has the sum
     #[arg(long, value_name = "SIZE|NAME=SIZE,…")]
     pub(crate) mem: Option<String>,
+    /// Most of the guest's memory that a node holds at a time, for every node (1G) or by name
+    /// (a=4G,b=1G): its own part, and at least 16M for pages of others. Without --mem by name, the
+    /// guest's memory is shared out to fit [default: no limit]
+    #[arg(long, value_name = "SIZE|NAME=SIZE,…")]
+    pub(crate) mem_limit: Option<String>,
     /// Latency added to every message between nodes, one way: for all links (200us) or by names
     /// (a-b=200us,b-c=1ms) [default: none]
     #[arg(long, value_name = "TIME|A-B=TIME,…")]

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::network;
-use span_api::guest::{Export, Kind};
+use span_api::guest::{Export, Kind, ROOM_BYTES_MIN};
 use span_api::{CPUS_MAX, NODES_MAX};
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -17,6 +17,8 @@ const GIB: u64 = 1 << 30;
 const MEMORY_DEFAULT_BYTES: u64 = 256 * MIB;
 /// Least memory of a node: less does not hold its share of the kernel's image.
 const NODE_MEMORY_BYTES_MIN: u64 = 16 * MIB;
+/// Parts of nodes are multiples of this, where nobody says what they are.
+const PART_BYTES: u64 = 16 * MIB;
 /// Least memory of a guest: less does not boot.
 const GUEST_MEMORY_BYTES_MIN: u64 = 64 * MIB;
 const NAME_BYTES_MAX: usize = 32;
@@ -268,6 +270,94 @@ pub(crate) fn memory(value: Option<&str>, names: &[String]) -> Result<Vec<u64>, 
         .fold(0u64, |sum, size| sum.saturating_add(*size));
     guest_memory(total).map_err(|why| Failure::usage(format!("--mem {shown}: {why}")))?;
     Ok(sizes)
+}
+
+/// Most memory that each node holds.
+pub(crate) fn mem_limit(
+    value: Option<&str>,
+    names: &[String],
+) -> Result<Vec<Option<u64>>, Failure> {
+    per_node("--mem-limit", value, names, None, |text| {
+        memory_bytes(text).map(Some)
+    })
+}
+
+/// Where limits differ and nobody says what each node's part is, it follows from them: what a node may hold
+/// beside the room that it needs.
+pub(crate) fn share_out(memory: &mut [u64], limits: &[Option<u64>]) {
+    let Some(limits) = limits.iter().copied().collect::<Option<Vec<u64>>>() else {
+        return;
+    };
+    if limits.windows(2).all(|pair| pair[0] == pair[1]) {
+        return;
+    }
+    let total: u64 = memory.iter().sum();
+    let able = |limit: u64| u128::from(limit.saturating_sub(ROOM_BYTES_MIN));
+    let all: u128 = limits.iter().map(|limit| able(*limit)).sum();
+    if all < u128::from(total) {
+        return;
+    }
+    for (part, limit) in memory.iter_mut().zip(&limits) {
+        let share = (u128::from(total) * able(*limit) / all) as u64;
+        *part = (share - share % PART_BYTES).max(NODE_MEMORY_BYTES_MIN);
+    }
+    // What rounding has left goes to those with most room.
+    let mut given: u64 = memory.iter().sum();
+    while given != total {
+        let room = |node: &usize| limits[*node] as i128 - memory[*node] as i128;
+        let step = PART_BYTES.min(given.abs_diff(total));
+        if given < total {
+            let Some(most) = (0..memory.len()).max_by_key(room) else {
+                return;
+            };
+            memory[most] += step;
+            given += step;
+        } else {
+            let least = (0..memory.len())
+                .filter(|node| memory[*node] >= NODE_MEMORY_BYTES_MIN + step)
+                .min_by_key(room);
+            let Some(least) = least else { return };
+            memory[least] -= step;
+            given -= step;
+        }
+    }
+}
+
+/// Whether the nodes can hold the guest's memory between them.
+pub(crate) fn check_limits(
+    option: &str,
+    names: &[String],
+    memory: &[u64],
+    limits: &[Option<u64>],
+) -> Result<(), Failure> {
+    let total: u64 = memory.iter().sum();
+    let needed = total + ROOM_BYTES_MIN * names.len() as u64;
+    let room = ROOM_BYTES_MIN / MIB;
+    let all = limits.iter().copied().try_fold(0u64, |sum, limit| {
+        limit.map(|limit| sum.saturating_add(limit))
+    });
+    if let Some(all) = all.filter(|all| *all < needed) {
+        return Err(Failure::usage(format!(
+            "{option}: {}M in all; the guest has {}M, and each node needs {room}M for pages of others: \
+             {}M in all are the least",
+            all / MIB,
+            total.div_ceil(MIB),
+            needed.div_ceil(MIB)
+        )));
+    }
+    for ((name, limit), part) in names.iter().zip(limits).zip(memory) {
+        let least = part + ROOM_BYTES_MIN;
+        if let Some(limit) = limit.filter(|limit| *limit < least) {
+            return Err(Failure::usage(format!(
+                "{option} {name}={}M: {}M of the guest's memory are this node's own, and it needs {room}M \
+                 for pages of others: {}M are the least",
+                limit / MIB,
+                part.div_ceil(MIB),
+                least.div_ceil(MIB)
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a guest may have this much memory in all.
@@ -594,6 +684,53 @@ mod tests {
             let line = line(memory(Some(value), &names()));
             assert!(line.contains(part), "{value}: {line}");
         }
+    }
+
+    #[test]
+    fn limits_must_have_room_for_the_guest() {
+        let check = |memory: &[u64], value: &str| {
+            let limits = mem_limit(Some(value), &names()).unwrap();
+            check_limits("--mem-limit", &names(), memory, &limits)
+        };
+        let even = [256 * MIB; 3];
+        for value in ["272M", "a=272M,b=1G,c=1G", "b=272M", "a=1G"] {
+            check(&even, value).unwrap();
+        }
+        for (value, part) in [
+            ("256M", "--mem-limit: 768M in all; the guest has 768M"),
+            ("256M", "816M in all are the least"),
+            ("b=256M", "--mem-limit b=256M: 256M of the guest's memory"),
+            ("a=1G,b=64M,c=1G", "272M are the least"),
+        ] {
+            let line = line(check(&even, value));
+            assert!(line.contains(part), "{value}: {line}");
+        }
+        for (value, part) in [
+            ("1", "--mem-limit 1: a size is"),
+            ("15M", "at least 16M"),
+            ("d=1G", "no node d; --nodes has a, b, c"),
+        ] {
+            let line = line(mem_limit(Some(value), &names()));
+            assert!(line.contains(part), "{value}: {line}");
+        }
+    }
+
+    #[test]
+    fn memory_is_shared_out_as_limits_allow() {
+        let shared = |limits: [u64; 3]| {
+            let mut memory = vec![256 * MIB; 3];
+            let limits = limits.map(|limit| Some(limit * MIB));
+            share_out(&mut memory, &limits);
+            check_limits("--mem-limit", &names(), &memory, &limits).unwrap();
+            assert_eq!(memory.iter().sum::<u64>(), 768 * MIB);
+            memory
+        };
+        assert_eq!(shared([300; 3]), [256 * MIB; 3]);
+        assert_eq!(shared([1040, 528, 528]), [384 * MIB, 192 * MIB, 192 * MIB]);
+        let little = shared([1024, 64, 1024]);
+        assert!(little[1] <= 48 * MIB, "{little:?}");
+        shared([32, 1024, 40]);
+        shared([600, 184, 32]);
     }
 
     #[test]

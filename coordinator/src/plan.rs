@@ -66,10 +66,12 @@ impl Plan {
             places,
             cpus,
             memory,
+            limits,
             links,
             numa,
             cpu_topology,
         } = Machines::new(up)?;
+        options::check_limits("--mem-limit", &names, &memory, &limits)?;
         if let Some(name) = &up.name {
             options::check_name("--name", name)?;
         }
@@ -100,7 +102,7 @@ impl Plan {
         if names.len() > 1 {
             arguments.extend(ARGUMENTS_OF_SEVERAL.map(|argument| argument.as_bytes().to_vec()));
         }
-        let nodes = number(names, &cpus, &memory);
+        let nodes = number(names, &cpus, &memory, &limits);
         let numa = numa.unwrap_or_else(|| Numa::of_nodes(&nodes, &links));
         if numa.nodes.len() > 1 && !is_appended(&appended, "numa=") {
             arguments.extend(numa::arguments(&numa).into_iter().map(String::into_bytes));
@@ -168,6 +170,7 @@ struct Machines {
     places: Vec<Place>,
     cpus: Vec<usize>,
     memory: Vec<u64>,
+    limits: Vec<Option<u64>>,
     links: Links,
     /// If it is not one NUMA node for each.
     numa: Option<Numa>,
@@ -178,14 +181,20 @@ struct Machines {
 impl Machines {
     fn new(up: &UpOptions) -> Result<Self, Failure> {
         if let Some(path) = &up.topology {
-            return Self::described(topology::find(path)?, up.nodes.as_deref());
+            return Self::described(topology::find(path)?, up);
         }
         let nodes = up.nodes.as_deref();
         let nodes = nodes.ok_or_else(|| Failure::usage("a guest needs --nodes or --topology"))?;
         let (names, places) = options::nodes(nodes)?;
+        let mut memory = options::memory(up.mem.as_deref(), &names)?;
+        let limits = options::mem_limit(up.mem_limit.as_deref(), &names)?;
+        if !up.mem.as_deref().is_some_and(|mem| mem.contains('=')) {
+            options::share_out(&mut memory, &limits);
+        }
         Ok(Self {
             cpus: options::cpus(up.cpus.as_deref(), &names)?,
-            memory: options::memory(up.mem.as_deref(), &names)?,
+            memory,
+            limits,
             links: Links::new(up.latency.as_deref(), &names)?,
             numa: None,
             cpu_topology: None,
@@ -195,7 +204,7 @@ impl Machines {
     }
 
     /// `--nodes` may only say where the nodes of a topology run.
-    fn described(topology: Topology, nodes: Option<&str>) -> Result<Self, Failure> {
+    fn described(topology: Topology, up: &UpOptions) -> Result<Self, Failure> {
         let names = topology.names();
         let place = |address: &Option<String>| match address {
             Some(address) => Place::Remote(address.clone()),
@@ -203,7 +212,7 @@ impl Machines {
         };
         let addresses = topology.nodes.iter().map(|node| place(&node.address));
         let mut places: Vec<Place> = addresses.collect();
-        if let Some(value) = nodes {
+        if let Some(value) = up.nodes.as_deref() {
             let (named, given) = options::nodes(value)?;
             if named != names {
                 return Err(Failure::usage(format!(
@@ -224,9 +233,14 @@ impl Machines {
                 }
             }
         }
+        let limits = match up.mem_limit.as_deref() {
+            Some(value) => options::mem_limit(Some(value), &names)?,
+            None => topology.nodes.iter().map(|node| node.limit_bytes).collect(),
+        };
         Ok(Self {
             names,
             places,
+            limits,
             cpus: topology.nodes.iter().map(|node| node.cpus).collect(),
             memory: topology
                 .nodes
@@ -241,18 +255,24 @@ impl Machines {
 }
 
 /// Gives CPU numbers out, node by node.
-fn number(names: Vec<String>, cpus: &[usize], memory: &[u64]) -> Vec<NodeSpec> {
+fn number(
+    names: Vec<String>,
+    cpus: &[usize],
+    memory: &[u64],
+    limits: &[Option<u64>],
+) -> Vec<NodeSpec> {
     let mut next = 0u16;
     names
         .into_iter()
-        .zip(cpus.iter().zip(memory))
-        .map(|(name, (&cpus, &memory_bytes))| {
+        .zip(cpus.iter().zip(memory).zip(limits))
+        .map(|(name, ((&cpus, &memory_bytes), &limit_bytes))| {
             let first = next;
             next += cpus as u16;
             NodeSpec {
                 name,
                 cpus: (first..next).collect(),
                 memory_bytes,
+                limit_bytes,
             }
         })
         .collect()

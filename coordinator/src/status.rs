@@ -98,6 +98,12 @@ pub(crate) struct Counters {
     pub(crate) bytes_received: u64,
     pub(crate) retries: u64,
     pub(crate) resident_pages: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) foreign_pages: u64,
+    pub(crate) foreign_pages_max: u64,
+    pub(crate) evicted_copies: u64,
+    pub(crate) evicted_pages: u64,
+    pub(crate) room_waits: u64,
     pub(crate) fault_wait_ns: u64,
 }
 

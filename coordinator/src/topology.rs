@@ -54,6 +54,8 @@ pub(crate) struct Node {
     pub(crate) group: Option<String>,
     pub(crate) cpus: usize,
     pub(crate) memory_bytes: u64,
+    /// Most of the guest's memory that it holds.
+    pub(crate) limit_bytes: Option<u64>,
     /// Of the node, of each socket, of each core.
     pub(crate) sockets: usize,
     pub(crate) clusters: usize,
@@ -216,6 +218,7 @@ mod tests {
             name: name.into(),
             cpus: cpus.collect(),
             memory_bytes: 1 << 27,
+            limit_bytes: None,
         });
         let names = ["a", "b"].map(String::from);
         let links = Links::new(Some("200us"), &names).unwrap();

@@ -237,9 +237,9 @@ impl<B> Engine<B> {
         self.holder.foreign().map_or(0, |(taken, _)| taken)
     }
 
-    /// Whether there is so little room that nothing should be asked for ahead.
-    pub fn is_short_of_room(&self) -> bool {
-        self.holder.foreign().is_some_and(|(_, short)| short)
+    /// How many more there is room for; `None`: any number.
+    pub fn room(&self) -> Option<u32> {
+        self.holder.foreign().map(|(_, free)| free)
     }
 
     /// The home of a page.

@@ -160,7 +160,7 @@ impl Spawned {
     }
 
     /// Waits for the end; an error if there is none within `limit`.
-    pub(crate) fn try_wait(mut self, limit: Duration) -> Result<Outcome, Box<Self>> {
+    pub fn try_wait(mut self, limit: Duration) -> Result<Outcome, Box<Self>> {
         drop(self.stdin.take());
         let deadline = Instant::now() + limit;
         let status = loop {

@@ -57,6 +57,13 @@ pub struct Counters {
     pub fault_wait_ns: u64,
     /// Host calls that were executed here for another node.
     pub host_calls_served: u64,
+    /// What the node's memory file takes of its host's memory.
+    pub memory_bytes: u64,
+    /// Pages that are other nodes' own, and how many there may be, if that is limited.
+    pub foreign_pages: u64,
+    pub foreign_pages_max: u64,
+    pub evicted_copies: u64,
+    pub evicted_pages: u64,
 }
 
 impl Status {

@@ -152,9 +152,15 @@ fn torture(kind: &str, types: &[&str], options: &str) {
     let world = World::lasting(Duration::from_secs(
         (each + 2 * AROUND_S) * types.len() as u64 + 120,
     ));
-    let guest = Up::three(&world).detach("torture");
+    torture_in(&world, Up::three(&world), kind, types, options, each);
+}
+
+/// ... in this guest, each for so many seconds.
+#[track_caller]
+fn torture_in(world: &World, up: Up, kind: &str, types: &[&str], options: &str, each: u64) {
+    let guest = up.detach("torture");
     guest.status().assert_spread();
-    let modules = modules(&world);
+    let modules = modules(world);
     let modules = modules.display();
     guest.sh(&format!("insmod {modules}/torture.ko"));
     for name in types {
@@ -184,6 +190,19 @@ fn torture(kind: &str, types: &[&str], options: &str) {
 #[test]
 fn locks_under_torture() {
     torture("locktorture", LOCKS, "");
+}
+
+/// Nothing may rely on nodes that run at the same time.
+#[test]
+fn locks_under_torture_on_a_single_processor() {
+    let types = ["spin_lock", "mutex_lock"];
+    let each = torture_s().div_ceil(LOCKS.len() as u64);
+    let world = World::lasting(Duration::from_secs(
+        (each + 2 * AROUND_S) * types.len() as u64 + 120,
+    ));
+    let one = Up::on(&world, "a,b,c,d,e,f,g,h").options(&["--mem", "64M"]);
+    let one = one.through(&["taskset", "-c", "0"]).limit_s(120);
+    torture_in(&world, one, "locktorture", &types, "", each);
 }
 
 /// Only in the long form: in one of about ten short runs the guest ended while srcud was tested, and

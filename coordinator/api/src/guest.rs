@@ -60,7 +60,12 @@ pub struct NodeSpec {
     pub cpus: Vec<u16>,
     /// Guest memory whose home is this node, in bytes: a multiple of the page size.
     pub memory_bytes: u64,
+    /// Most guest memory that this node holds, its own part included; `None`: any amount.
+    pub limit_bytes: Option<u64>,
 }
+
+/// Room that a node with a limit has at least, beside its own part of guest memory.
+pub const ROOM_BYTES_MIN: u64 = 16 << 20;
 
 /// Longest latency of a link.
 pub const LINK_LATENCY_NS_MAX: u64 = 1_000_000_000;
@@ -327,6 +332,16 @@ pub struct Stats {
     pub retries: u64,
     /// Guest pages that hold valid data on this node.
     pub resident_pages: u64,
+    /// What the node's memory file takes of its host's memory.
+    pub memory_bytes: u64,
+    /// Pages that are other nodes' own, where their number is limited, and how many there may be.
+    pub foreign_pages: u64,
+    pub foreign_pages_max: u64,
+    /// Pages given up for want of room: copies that others have, and pages given back to their nodes.
+    pub evicted_copies: u64,
+    pub evicted_pages: u64,
+    /// Requests that waited until there was room.
+    pub room_waits: u64,
     /// Total time vCPU threads waited in faults, in nanoseconds.
     pub fault_wait_ns: u64,
     pub waits: Waits,

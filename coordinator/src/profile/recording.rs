@@ -75,6 +75,7 @@ pub(super) fn example(faults: &[(u16, Fault)]) -> Recording {
         name: name.into(),
         cpus,
         memory_bytes: 1 << 20,
+        limit_bytes: None,
     };
     let file = std::fs::File::open("/proc/self/exe").unwrap();
     let mut recording = Recording::new(Subject {

@@ -14,7 +14,7 @@ pub(super) struct Figure {
 }
 
 /// Only ever grow.
-pub(super) const FIGURES: [Figure; 18] = [
+pub(super) const FIGURES: [Figure; 21] = [
     figure("faults_read", |node| node.faults.read),
     figure("faults_write", |node| node.faults.write),
     figure("faults_upgrade", |node| node.faults.upgrade),
@@ -35,6 +35,9 @@ pub(super) const FIGURES: [Figure; 18] = [
     }),
     figure("stub_faults", |node| node.counters.stub_faults),
     figure("stub_kicks", |node| node.counters.stub_kicks),
+    figure("evicted_copies", |node| node.counters.evicted_copies),
+    figure("evicted_pages", |node| node.counters.evicted_pages),
+    figure("room_waits", |node| node.counters.room_waits),
 ];
 
 const fn figure(key: &'static str, of: fn(&NodeStatus) -> u64) -> Figure {

@@ -138,7 +138,24 @@ fn nodes(file: &File) -> Result<Vec<Node>, Wrong> {
             .map_or(0..0, |raw| raw.get_ref().name.span());
         return wrong(last, why);
     }
+    limits(file, &nodes)?;
     Ok(nodes)
+}
+
+/// Whether the nodes can hold the guest's memory between them; at the last limit, if not.
+fn limits(file: &File, nodes: &[Node]) -> Result<(), Wrong> {
+    let limits: Vec<_> = nodes.iter().map(|node| node.limit_bytes).collect();
+    let spans = file.nodes.iter().filter_map(|raw| {
+        let limit = raw.get_ref().mem_limit.as_ref()?;
+        Some(limit.span())
+    });
+    let Some(span) = spans.last() else {
+        return Ok(());
+    };
+    let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
+    let memory: Vec<u64> = nodes.iter().map(|node| node.memory_bytes).collect();
+    options::check_limits("mem-limit", &names, &memory, &limits)
+        .or_else(|failure| wrong(span, failure.line))
 }
 
 fn node(raw: &shapes::Node, first: bool) -> Result<Node, Wrong> {
@@ -235,6 +252,7 @@ fn node(raw: &shapes::Node, first: bool) -> Result<Node, Wrong> {
         group: raw.group.as_ref().map(|it| it.get_ref().clone()),
         cpus: cpus as usize,
         memory_bytes,
+        limit_bytes: raw.mem_limit.as_ref().map(|limit| limit.get_ref().0),
         sockets: shape.sockets,
         clusters: shape.clusters,
         threads: shape.threads,

@@ -33,6 +33,8 @@ pub(super) struct Node {
     pub(super) group: Option<Spanned<String>>,
     pub(super) cpus: Option<Spanned<i64>>,
     pub(super) mem: Option<Spanned<Size>>,
+    #[serde(rename = "mem-limit")]
+    pub(super) mem_limit: Option<Spanned<Size>>,
     pub(super) sockets: Option<Spanned<i64>>,
     pub(super) clusters: Option<Spanned<i64>>,
     pub(super) threads: Option<Spanned<i64>>,

@@ -46,7 +46,10 @@ pub(super) fn text(topology: &Topology) -> String {
             node.address.clone().unwrap_or("local".into()),
             or_none(&node.group),
             cpus(node),
-            size(node.memory_bytes),
+            match node.limit_bytes {
+                Some(limit) => format!("{}, holds {}", size(node.memory_bytes), size(limit)),
+                None => size(node.memory_bytes),
+            },
             node.slow.to_string(),
         ]);
     }
@@ -125,8 +128,9 @@ pub(super) fn json(topology: &Topology) -> Value {
             .map(|part| json!({ "cpus": part.cpus, "memory_bytes": part.memory_bytes }));
         json!({
             "name": node.name, "address": node.address, "group": node.group, "cpus": node.cpus,
-            "memory_bytes": node.memory_bytes, "sockets": node.sockets, "clusters": node.clusters,
-            "threads": node.threads, "caches_bytes": node.caches, "slow": node.slow, "numa": numa.collect::<Vec<_>>(),
+            "memory_bytes": node.memory_bytes, "limit_bytes": node.limit_bytes, "sockets": node.sockets,
+            "clusters": node.clusters, "threads": node.threads, "caches_bytes": node.caches, "slow": node.slow,
+            "numa": numa.collect::<Vec<_>>(),
         })
     };
     let link = |(from, to, link): (&Node, &Node, Link)| {

@@ -218,10 +218,10 @@ impl Holder {
         self.held(page) != State::Invalid || self.active.get(&page).is_some_and(filled)
     }
 
-    /// Pages of other homes that take room here, and whether that is nearly all there may be.
-    pub(crate) fn foreign(&self) -> Option<(u32, bool)> {
+    /// Pages of other homes that take room here, and for how many more there is some.
+    pub(crate) fn foreign(&self) -> Option<(u32, u32)> {
         let room = self.room.as_ref()?;
-        Some((room.taken(), room.is_short()))
+        Some((room.taken(), room.free()))
     }
 
     pub(crate) fn is_idle(&self) -> bool {

@@ -17,6 +17,9 @@ const SPARE_SHARE: u32 = 8;
 /// Pages that are looked at for one that was not used lately, before any other will do.
 const SECOND_TURNS_MAX: usize = 64;
 
+/// Pages evicted at a time: what is said about them then travels together.
+const TOGETHER_MAX: u32 = 32;
+
 const LISTED: u8 = 1;
 const USED_AGAIN: u8 = 2;
 
@@ -73,9 +76,9 @@ impl Room {
         }
     }
 
-    /// Whether less is free than is kept free.
-    pub(super) fn is_short(&self) -> bool {
-        self.taken + self.waiting.len() as u32 > self.max - self.spare
+    pub(super) fn free(&self) -> u32 {
+        let taken = self.taken + self.waiting.len() as u32;
+        self.max.saturating_sub(taken)
     }
 
     fn is_full(&self) -> bool {
@@ -154,11 +157,13 @@ impl Holder {
             let next = self.room.as_ref().and_then(|room| room.waiting.front());
             assert!(next != Some(&page), "there is room for it");
         }
-        while self.room.as_ref().is_some_and(Room::is_wanting) {
-            let Some(page) = self.oldest() else { return };
-            self.evict(now_ns, page, out);
-            if let Some(room) = &mut self.room {
-                room.leaving += 1;
+        while let Some(room) = self.room.as_ref().filter(|room| room.is_wanting()) {
+            for _ in 0..TOGETHER_MAX.min(room.spare + 1) {
+                let Some(page) = self.oldest() else { return };
+                self.evict(now_ns, page, out);
+                if let Some(room) = &mut self.room {
+                    room.leaving += 1;
+                }
             }
         }
     }

@@ -100,6 +100,12 @@ impl Pager {
         let links = self.net.link_stats();
         let stats = &mut self.stats;
         stats.resident_pages = self.pages_held;
+        stats.memory_bytes = self.view.host_bytes();
+        stats.foreign_pages = u64::from(self.engine.foreign());
+        stats.foreign_pages_max = u64::from(self.foreign_max.unwrap_or(0));
+        stats.evicted_copies = engine.holder.evicted_copies;
+        stats.evicted_pages = engine.holder.evicted_pages;
+        stats.room_waits = engine.holder.starved;
         stats.stub_kicks = stub::KICKS.load(Relaxed);
         stats.stub_faults = stub::FAULTS.load(Relaxed);
         stats.retries = engine.holder.retransmits + engine.home.retransmits + lost;

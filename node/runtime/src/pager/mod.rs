@@ -13,6 +13,7 @@ mod alarm;
 mod chains;
 mod counters;
 mod delay;
+mod discard;
 mod drive;
 mod net;
 mod probe;
@@ -30,6 +31,7 @@ use crate::{clock, control, slots, stub};
 use bytes::Bytes;
 use chains::Chains;
 use counters::Faults;
+use discard::Loose;
 use drive::Watch;
 use dsm::{Body, Config, Effect, Engine, Initial, NodeId, PageId, State};
 use net::{Net, NetError, News};
@@ -116,6 +118,8 @@ pub(crate) struct Pager {
     kicker: mpsc::Sender<KickJob>,
     workers: mpsc::Sender<Work>,
     stats: Stats,
+    loose: Loose,
+    foreign_max: Option<u32>,
     pages_held: u64,
     lost: bool,
 }
@@ -222,6 +226,8 @@ impl Pager {
         // QUIC neither loses nor forgets.
         config.retransmit_ns = None;
         config.migratory = true;
+        config.foreign_max = discard::foreign_max(setup, &image);
+        let foreign_max = config.foreign_max;
         let engine = match Engine::new(config) {
             Ok(engine) => engine,
             Err(error) => control::fail(&format!("memory of the nodes: {error}")),
@@ -261,6 +267,8 @@ impl Pager {
             kicker: requests::start_kicker(),
             workers: requests::start_workers(image),
             stats: Stats::default(),
+            loose: Loose::default(),
+            foreign_max,
             pages_held: own_pages(setup, &image, usize::from(me)).len() as u64,
             lost: false,
         })
@@ -366,6 +374,7 @@ impl Pager {
                 }
                 Effect::Protect { page, state } => self.protect(page.0, state),
                 Effect::Granted { page, waiter } => self.grant(page.0, waiter),
+                Effect::Discard { page } => self.discard(page.0),
                 Effect::Failed { error } => control::fail(&format!("coherence: {error}")),
             }
         }

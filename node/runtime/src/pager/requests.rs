@@ -18,6 +18,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 
+/// Nothing is asked for ahead where there is no more room than for so many pages: it would drive out what
+/// is in use.
+const ROOM_AHEAD: u32 = 128;
+
 /// A thread that misses a page this soon after it got another still does the same.
 const GOES_ON_NS: u64 = 40_000;
 
@@ -221,10 +225,11 @@ impl Pager {
         let kind = counters::kind(held, access);
         self.faults.began(slot, now, kind, touch, &mut self.stats);
         self.engine.request(now, PageId(page), access, slot);
-        if held == dsm::State::Invalid {
+        let room = self.engine.room().is_none_or(|free| free > ROOM_AHEAD);
+        if held == dsm::State::Invalid && room {
             self.ask_ahead(now, page, access);
         }
-        if kind.is_some() {
+        if kind.is_some() && room {
             self.ask_for_chain(now, slot, page, access);
         }
         self.drain_effects();

@@ -126,6 +126,8 @@ const GRANT: u8 = 4;
 const INVALIDATE_ACK: u8 = 5;
 const PAGE_DONE: u8 = 6;
 const HURRY: u8 = 7;
+const EVICT: u8 = 8;
+const RECALL: u8 = 9;
 const HELLO: u8 = 16;
 const IPI: u8 = 17;
 const START_CPU: u8 = 18;
@@ -150,6 +152,7 @@ const BODY_FULL: u8 = 2;
 const FLAG_WRITE: u8 = 1;
 const FLAG_HAVE_COPY: u8 = 2;
 const FLAG_CLEAN: u8 = 4;
+const FLAG_PAGE: u8 = 8;
 
 impl Header {
     fn new(kind: u8) -> Header {
@@ -304,6 +307,12 @@ fn encode_page(message: Message<Bytes>) -> (Header, Option<Bytes>) {
             flags |= if clean { FLAG_CLEAN } else { 0 };
             PAGE_DONE
         }
+        Kind::Evict => EVICT,
+        Kind::Recall { page, urgency: u } => {
+            urgency = u;
+            flags |= if page { FLAG_PAGE } else { 0 };
+            RECALL
+        }
     };
     let mut header = words(kind, message.request.seq, message.txn, message.floor);
     header.flags = flags;
@@ -338,11 +347,11 @@ pub(crate) fn decode(header: &Header, payload: Bytes) -> Result<Frame, WireError
     );
     let small =
         |value: u64, what| u16::try_from(value).map_err(|_| WireError::Value { kind, what });
-    if len != 0 && !matches!(kind, GRANT | HOST_CALL | HOST_REPLY | PROBE) {
+    if len != 0 && !matches!(kind, GRANT | PAGE_DONE | HOST_CALL | HOST_REPLY | PROBE) {
         return Err(WireError::Payload { kind, len });
     }
     Ok(match kind {
-        GET..=HURRY => Frame::Page(decode_page(header, payload)?),
+        GET..=RECALL => Frame::Page(decode_page(header, payload)?),
         HELLO => Frame::Hello {
             node: small(a, "node")?,
             boot: b,
@@ -462,6 +471,11 @@ fn decode_page(header: &Header, payload: Bytes) -> Result<Message<Bytes>, WireEr
                 state: header.state()?,
                 clean: flag(FLAG_CLEAN),
             },
+            EVICT => Kind::Evict,
+            RECALL => Kind::Recall {
+                page: flag(FLAG_PAGE),
+                urgency,
+            },
             _ => return Err(WireError::Kind(kind)),
         },
         body,
@@ -506,6 +520,39 @@ mod tests {
     }
 
     #[test]
+    fn an_eviction_survives_the_wire() {
+        let end = Kind::Done {
+            state: State::Invalid,
+            clean: false,
+        };
+        let recall = |page| Kind::Recall { page, urgency: 7 };
+        let full = Body::Full(Bytes::from(vec![7; PAGE_BYTES]));
+        for (kind, body) in [
+            (Kind::Evict, Body::None),
+            (recall(false), Body::None),
+            (recall(true), Body::None),
+            (end, Body::None),
+            (end, Body::Zero),
+            (end, full),
+        ] {
+            let message = Message {
+                epoch: 0,
+                page: PageId(77),
+                request: RequestId {
+                    node: NodeId(2),
+                    seq: 9,
+                },
+                txn: 5,
+                floor: 4,
+                kind,
+                body,
+            };
+            let frame = Frame::Page(message);
+            assert_eq!(round_trip(frame.clone()), frame);
+        }
+    }
+
+    #[test]
     fn a_call_survives_the_wire() {
         let call = Call {
             kind: 1,
@@ -520,7 +567,7 @@ mod tests {
 
     #[test]
     fn every_unknown_byte_is_refused() {
-        for kind in (0..=255u8).filter(|k| !(1..=7).contains(k) && !(16..=31).contains(k)) {
+        for kind in (0..=255u8).filter(|k| !(1..=9).contains(k) && !(16..=31).contains(k)) {
             let header = Header::new(kind);
             assert!(
                 matches!(decode(&header, Bytes::new()), Err(WireError::Kind(_))),

@@ -61,6 +61,8 @@ pub(crate) struct View {
     alias: usize,
     protections: Vec<Protection>,
     engine: Engine,
+    /// Where a page that the file lacks is no fault, but zero: addresses.
+    unnoticed: Vec<Range<usize>>,
 }
 
 #[derive(Debug)]
@@ -174,6 +176,7 @@ impl View {
             copy(image.shared_start, image.shared_end);
         }
 
+        let mut unnoticed = Vec::new();
         let mut protections = vec![Protection::Read; image.memory_size / PAGE_BYTES];
         let end = image.start + image.memory_size;
         let border =
@@ -203,6 +206,9 @@ impl View {
             if let Engine::Uffd(uffd) = &engine {
                 // A page of one's own that nothing was written to yet is zero.
                 uffd.register(from, to, initial == Protection::None)?;
+                if initial != Protection::None {
+                    unnoticed.push(from..to);
+                }
             }
             protections[page_of(from)..page_of(to)].fill(initial);
         }
@@ -212,6 +218,7 @@ impl View {
             alias,
             protections,
             engine,
+            unnoticed,
         })
     }
 
@@ -260,6 +267,38 @@ impl View {
                 None => std::ptr::write_bytes(to, 0, PAGE_BYTES),
             }
         }
+    }
+
+    /// What the memory file takes of the host's memory.
+    pub(crate) fn host_bytes(&self) -> u64 {
+        // SAFETY: a structure of numbers, which the call fills in.
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: passes a local; the descriptor is the view's.
+        match check(unsafe { libc::fstat(self.fd, &mut stat) }) {
+            Ok(()) => stat.st_blocks as u64 * 512,
+            Err(_) => 0,
+        }
+    }
+
+    /// Gives the memory of closed pages back to the host, and with it what they held.
+    pub(crate) fn discard(&mut self, pages: Range<u32>) -> io::Result<()> {
+        // The host makes pages that the file lacks by itself, unless somebody waits for that.
+        for range in std::mem::take(&mut self.unnoticed) {
+            if let Engine::Uffd(uffd) = &self.engine {
+                uffd.register(range.start, range.end, true)?;
+            }
+        }
+        let bytes = |page: u32| i64::from(page) * PAGE_BYTES as i64;
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: the file is the view's; the pages are mapped for nobody (`dsm::Effect::Discard`).
+        check(unsafe {
+            libc::fallocate(
+                self.fd,
+                mode,
+                bytes(pages.start),
+                bytes(pages.end - pages.start),
+            )
+        })
     }
 
     /// Changes the protection of a page of the view.

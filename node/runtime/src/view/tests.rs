@@ -146,6 +146,30 @@ fn a_node_has_its_own_pages_from_the_beginning() {
     }
 }
 
+#[test]
+fn memory_that_went_back_to_the_host_does_not_come_by_itself() {
+    for paging in ENGINES {
+        let image = image(64);
+        let mut view = view(&image, 0..64, paging);
+        for page in 20..30 {
+            view.admit(page, Protection::ReadWrite).unwrap();
+            assert!(write(&view, page, 5), "{paging:?}");
+            view.protect(page, Protection::None).unwrap();
+        }
+        let before = view.host_bytes();
+        view.discard(20..30).unwrap();
+        assert_eq!(before - view.host_bytes(), 10 * PAGE_BYTES as u64);
+        assert_eq!(read(&view, 25), None, "{paging:?}");
+        assert_eq!(view.read(25), page_of(0), "{paging:?}");
+        view.fill(25, Some(&page_of(7)));
+        view.protect(25, Protection::Read).unwrap();
+        assert_eq!(read(&view, 25), Some(7), "{paging:?}");
+        // Nothing was ever written to this one.
+        view.admit(40, Protection::ReadWrite).unwrap();
+        assert_eq!(read(&view, 40), Some(0), "{paging:?}");
+    }
+}
+
 /// The host allows a process 65,530 mappings as a rule.
 #[test]
 fn a_checkerboard_does_not_run_out_of_mappings() {

@@ -31,6 +31,7 @@ fn setups(nodes: u16, latency_ns: u64) -> Vec<Setup> {
                     name: format!("n{node}"),
                     cpus: vec![node],
                     memory_bytes: 4096,
+                    limit_bytes: None,
                 })
                 .collect(),
             links: vec![
