@@ -301,25 +301,31 @@ pub(crate) fn share_out(memory: &mut [u64], limits: &[Option<u64>]) {
         let share = (u128::from(total) * able(*limit) / all) as u64;
         *part = (share - share % PART_BYTES).max(NODE_MEMORY_BYTES_MIN);
     }
-    // What rounding has left goes to those with most room.
+    // What rounding has left, or taken too much of, is made up by those with most room, or least.
     let mut given: u64 = memory.iter().sum();
-    while given != total {
-        let room = |node: &usize| limits[*node] as i128 - memory[*node] as i128;
-        let step = PART_BYTES.min(given.abs_diff(total));
-        if given < total {
-            let Some(most) = (0..memory.len()).max_by_key(room) else {
-                return;
-            };
-            memory[most] += step;
-            given += step;
-        } else {
-            let least = (0..memory.len())
-                .filter(|node| memory[*node] >= NODE_MEMORY_BYTES_MIN + step)
-                .min_by_key(room);
-            let Some(least) = least else { return };
-            memory[least] -= step;
-            given -= step;
-        }
+    let spare = |memory: &[u64], node: usize| able(limits[node]) as i128 - i128::from(memory[node]);
+    while given < total {
+        let most = (0..memory.len()).max_by_key(|node| spare(memory, *node));
+        let Some(most) = most.filter(|node| spare(memory, *node) > 0) else {
+            return;
+        };
+        let step = PART_BYTES
+            .min(total - given)
+            .min(spare(memory, most) as u64);
+        memory[most] += step;
+        given += step;
+    }
+    while given > total {
+        let reducible = |node: &usize| memory[*node] > NODE_MEMORY_BYTES_MIN;
+        let least = (0..memory.len()).filter(reducible);
+        let Some(least) = least.min_by_key(|node| spare(memory, *node)) else {
+            return;
+        };
+        let step = PART_BYTES
+            .min(given - total)
+            .min(memory[least] - NODE_MEMORY_BYTES_MIN);
+        memory[least] -= step;
+        given -= step;
     }
 }
 

@@ -382,10 +382,18 @@ mod full {
             let evictions = [(1 - home, 0), (2, 0)];
             let name = format!("three nodes, evictions, home {home}, owner {owner:?}");
             states += check(&name, setup(home, owner, &three).evicting(&evictions));
-            for network in [Network::Duplicating, Network::Lossy] {
-                let two: [&[Access]; 2] = [&[Read, Write], &[Write, Read]];
-                let name =
-                    format!("two nodes, evictions, {network:?}, home {home}, owner {owner:?}");
+        }
+        println!("{states} states");
+    }
+
+    #[test]
+    #[ignore = "minutes: see the head of this file"]
+    fn evictions_with_duplicates_and_losses() {
+        let mut states = 0;
+        for network in [Network::Duplicating, Network::Lossy] {
+            for (home, owner) in HOMES {
+                let two: [&[Access]; 2] = [&[Read, Write], &[Write]];
+                let name = format!("evictions, {network:?}, home {home}, owner {owner:?}");
                 let evicting = setup(home, owner, &two).evicting(&[(1 - home, 0)]);
                 states += check(&name, evicting.on(network));
             }
