@@ -145,11 +145,11 @@ fn nodes(file: &File) -> Result<Vec<Node>, Wrong> {
 /// Whether the nodes can hold the guest's memory between them; at the last limit, if not.
 fn limits(file: &File, nodes: &[Node]) -> Result<(), Wrong> {
     let limits: Vec<_> = nodes.iter().map(|node| node.limit_bytes).collect();
-    let spans = file.nodes.iter().filter_map(|raw| {
+    let mut spans = file.nodes.iter().filter_map(|raw| {
         let limit = raw.get_ref().mem_limit.as_ref()?;
         Some(limit.span())
     });
-    let Some(span) = spans.last() else {
+    let Some(span) = spans.next_back() else {
         return Ok(());
     };
     let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();

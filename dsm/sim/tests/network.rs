@@ -109,7 +109,7 @@ fn a_node_never_has_more_than_it_may() {
     let limited = |size, seed: u64, foreign| Options {
         foreign: Some(foreign),
         evict: [0, 10][seed as usize % 2],
-        reliable: seed % 3 > 0,
+        reliable: !seed.is_multiple_of(3),
         ..Options::new(size, seed)
     };
     let small = sum(seeds(200), |seed| Options {

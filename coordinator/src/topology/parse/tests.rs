@@ -136,7 +136,11 @@ fn nodes_that_cannot_be_are_refused() {
         (node("mem = \"1M\""), "3:7", "16M"),
         (node("mem = \"32M\""), "2:8", "64M"),
         (node("mem-limit = 1"), "3:13", "a size"),
-        (node("mem-limit = \"64M\""), "3:13", "272M in all are the least"),
+        (
+            node("mem-limit = \"64M\""),
+            "3:13",
+            "272M in all are the least",
+        ),
         (node("cpus = 4\nsockets = 3"), "4:11", "divided"),
         (
             node("cpus = 4\nsockets = 2\nthreads = 4"),
