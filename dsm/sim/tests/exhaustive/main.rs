@@ -391,7 +391,7 @@ mod full {
     fn evictions_with_duplicates_and_losses() {
         let mut states = 0;
         for network in [Network::Duplicating, Network::Lossy] {
-            for (home, owner) in HOMES {
+            for (home, owner) in [(0, Some(0)), (0, Some(1)), (0, None)] {
                 let two: [&[Access]; 2] = [&[Read, Write], &[Write]];
                 let name = format!("evictions, {network:?}, home {home}, owner {owner:?}");
                 let evicting = setup(home, owner, &two).evicting(&[(1 - home, 0)]);
