@@ -19,6 +19,9 @@
  *                                            pages that the CPU THERE has written, from HERE: so many one after
  *                                            the other as each says, and so many in order
  *     gauge fresh KHZ HERE NODE PAGES ROUNDS fresh memory of a NUMA node, from the CPU HERE
+ *     gauge stencil KHZ THREADS PAGES ROUNDS threads that compute on their own parts of a field
+ *     gauge alone KHZ CPU PAGES ROUNDS       a process that computes
+ *     gauge messages KHZ PAIRS MESSAGES      pairs of processes that send each other messages
  *     gauge memory KHZ ROUNDS [apart]        a page between two processes, by shared memory and futex
  *     gauge socket KHZ ROUNDS [apart]        the same by a unix socket
  *
@@ -30,7 +33,8 @@
  *     ? begin NAME, ? end NAME points to look at counters: goes on when there is a line on stdin
  *     ! up, ! end              the first and the last line
  *
- * Its parts are compiled as one file: common.c, floors.c, kernel.c, hostfs.c, ubd.c, net.c, distance.c, this one.
+ * Its parts are compiled as one file: common.c, floors.c, kernel.c, hostfs.c, ubd.c, net.c, distance.c,
+ * stencil.c, this one.
  */
 /* One node */
 
@@ -398,6 +402,12 @@ static int run(int argc, char **argv)
 		distance(n[1], n[2], n[3], n[4], n[5]);
 	else if (is(what, "fresh") && count == 5)
 		fresh(n[1], n[2], n[3], n[4]);
+	else if (is(what, "stencil") && count == 4)
+		stencils(n[1], n[2], n[3]);
+	else if (is(what, "alone") && count == 4)
+		alone(n[1], n[2], n[3]);
+	else if (is(what, "messages") && count == 3)
+		messages(n[1], n[2]);
 	else if (is(what, "memory") && count == 2)
 		floor_memory(n[1], apart);
 	else if (is(what, "socket") && count == 2)

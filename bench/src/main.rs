@@ -71,6 +71,8 @@ enum Group {
     Links,
     /// Memory of other nodes in the topologies that come with the program, against what these say
     Topologies,
+    /// Programs in guests with NUMA nodes and without, and work near its memory
+    Numa,
     /// A disk that is a file of the host's
     Ubd,
     /// A stream from and to the host
@@ -91,6 +93,7 @@ impl Group {
             Self::Engines => measure::engines::measure(setting),
             Self::Links => measure::links::measure(setting),
             Self::Topologies => measure::topologies::measure(setting),
+            Self::Numa => measure::numa::measure(setting),
             Self::Ubd => measure::ubd::measure(setting),
             Self::Net => measure::net::measure(setting),
         }

@@ -23,6 +23,7 @@ const GAUGE: &str = concat!(
     include_str!("../programs/ubd.c"),
     include_str!("../programs/net.c"),
     include_str!("../programs/distance.c"),
+    include_str!("../programs/stencil.c"),
     include_str!("../programs/gauge.c"),
 );
 
@@ -60,6 +61,8 @@ pub(crate) struct Effort {
     pub(crate) net: u32,
     /// Pages that are fetched one after the other, pages that are fetched in order, and rounds.
     pub(crate) distance: (u32, u32, u32),
+    /// Pages of a field that is computed on, and how often.
+    pub(crate) stencil: (u32, u32),
 }
 
 impl Effort {
@@ -80,6 +83,7 @@ impl Effort {
         ubd: (256, 10_000),
         net: 128,
         distance: (256, 2048, 5),
+        stencil: (4096, 40),
     };
     pub(crate) const QUICK: Self = Self {
         repetitions: 2,
@@ -98,6 +102,7 @@ impl Effort {
         ubd: (64, 2000),
         net: 32,
         distance: (128, 1024, 2),
+        stencil: (2048, 10),
     };
 }
 
@@ -387,15 +392,27 @@ impl Setting {
         Ok(serde_json::from_slice(&text)?)
     }
 
-    /// A guest that runs nothing, whose links are measured.
-    pub(crate) fn links(&self, nodes: &str) -> Result<Links<'_>> {
-        let up = self.span_up(nodes, 1).options(&["--detach"]);
-        let mut command = up.command(&[]);
+    /// A guest that runs nothing by itself.
+    pub(crate) fn guest(&self, nodes: &str, cpus: usize, options: &[&str]) -> Result<Guest<'_>> {
+        let up = self.span_up(nodes, cpus).options(&["--detach"]);
+        let mut command = up.options(options).command(&[]);
         succeed("coordinator up", &mut command)?;
-        Ok(Links {
+        Ok(Guest {
             setting: self,
             runs: true,
         })
+    }
+
+    /// The gauge's program, and its source.
+    pub(crate) fn gauge(&self) -> &str {
+        &self.gauge
+    }
+
+    pub(crate) fn source(&self) -> Result<String> {
+        let path = self.world.path("work").join("source.c");
+        std::fs::write(&path, GAUGE)
+            .map_err(|error| Error::Failed(format!("{}: {error}", path.display())))?;
+        Ok(path.display().to_string())
     }
 
     fn span_title(&self, arguments: &[&str]) -> String {
@@ -409,7 +426,7 @@ impl Setting {
             .options(&["--name", GUEST])
     }
 
-    fn status(&self) -> Result<Status> {
+    pub(crate) fn status(&self) -> Result<Status> {
         let mut command = self.world.command("coordinator");
         command.args(["status", GUEST, "--json"]);
         let out = command
@@ -482,14 +499,14 @@ fn succeed(title: &str, command: &mut Command) -> Result<Vec<u8>> {
     }
 }
 
-/// A guest on two nodes.
+/// A guest that runs until it is ended.
 #[derive(Debug)]
-pub(crate) struct Links<'s> {
+pub(crate) struct Guest<'s> {
     setting: &'s Setting,
     runs: bool,
 }
 
-impl Links<'_> {
+impl Guest<'_> {
     fn ask(&self, words: &[&str]) -> Result<Vec<u8>> {
         interrupt::check()?;
         let mut command = self.setting.world.command("coordinator");
@@ -500,6 +517,13 @@ impl Links<'_> {
     fn json(&self, words: &[&str]) -> Result<serde_json::Value> {
         let text = self.ask(words)?;
         Ok(serde_json::from_slice(&text)?)
+    }
+
+    /// Runs a program to its end.
+    pub(crate) fn exec(&self, argv: &[String]) -> Result<()> {
+        let argv = argv.iter().map(String::as_str);
+        let words: Vec<&str> = ["exec", GUEST, "--"].into_iter().chain(argv).collect();
+        self.ask(&words).map(drop)
     }
 
     /// What the links take.
@@ -526,7 +550,7 @@ impl Links<'_> {
     }
 }
 
-impl Drop for Links<'_> {
+impl Drop for Guest<'_> {
     fn drop(&mut self) {
         if self.runs {
             let mut command = self.setting.world.command("coordinator");

@@ -55,7 +55,7 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     let mut bandwidths = vec![Pair::default(); BANDWIDTHS_MBIT.len()];
     let (mut free, mut error) = (Samples::default(), Samples::default());
     setting.repeat("slow links", || {
-        let guest = setting.links("a,b")?;
+        let guest = setting.guest("a,b", 1, &[])?;
         let fast_ns = number(&guest.measure()?, "latency_ns")?;
         free.add(vec![fast_ns]);
         for (latency_us, pair) in LATENCIES_US.iter().zip(&mut latencies) {

@@ -7,6 +7,7 @@ pub(crate) mod hostfs;
 pub(crate) mod kernel;
 pub(crate) mod links;
 pub(crate) mod net;
+pub(crate) mod numa;
 pub(crate) mod profile;
 pub(crate) mod remote;
 pub(crate) mod rest;

@@ -1,0 +1,135 @@
+//! What it is good for that the guest knows which memory is near: faults of programs with NUMA nodes and without, and
+//! work that stays where its memory is.
+
+use super::counts::{difference, remote_faults};
+use crate::error::Result;
+use crate::figures::{Figure, Unit};
+use crate::samples::Samples;
+use crate::setting::Setting;
+
+const FAULTS: &str = "NUMA, two nodes with two CPUs each: faults that ask another node, against a guest without NUMA nodes";
+const PLACEMENT: &str =
+    "NUMA, two nodes with a CPU each: work on memory that is near, against one node with one CPU";
+const OFF: &str = "numa=off";
+const ONE: &str = "one node";
+
+/// With and without.
+const OPTIONS: [&[&str]; 2] = [&["--append", "numa=off"], &[]];
+
+/// Half the time would be ideal, on two CPUs of the host that are free.
+const STENCIL_RATIO_MAX: f64 = 1.0 / 1.8;
+const ALONE_RATIO_MAX: f64 = 1.0 / 0.98;
+
+const THREADS: &str = "2";
+
+/// Rows of a database, by processes that lock each other out.
+const SERVER: &str = "import os, sqlite3, tempfile
+path = os.path.join(tempfile.mkdtemp(dir='/tmp'), 'rows.db')
+first = sqlite3.connect(path, timeout=60)
+first.execute('create table rows (worker, number, text)')
+first.commit()
+first.close()
+pids = []
+for worker in range(4):
+    pid = os.fork()
+    if not pid:
+        database = sqlite3.connect(path, timeout=60)
+        for number in range(50):
+            database.execute('insert into rows values (?, ?, ?)', (worker, number, 'x' * 200))
+            database.commit()
+            database.execute('select count(*) from rows where worker = ?', (worker,)).fetchone()
+        os._exit(0)
+    pids.append(pid)
+assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
+";
+
+pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
+    let mut figures = placement(setting)?;
+    figures.extend(faults(setting)?);
+    Ok(figures)
+}
+
+fn placement(setting: &Setting) -> Result<Vec<Figure>> {
+    let (pages, rounds) = setting.effort.stencil;
+    let (pages, rounds) = (pages.to_string(), rounds.to_string());
+    let mut stencil = [Samples::default(), Samples::default()];
+    let mut alone = [Samples::default(), Samples::default()];
+    setting.repeat("work near its memory", || {
+        let work = ["stencil", &setting.khz, "1", &pages, &rounds];
+        stencil[0].add(setting.span("a", 1, &work)?.samples("stencil")?);
+        let work = ["stencil", &setting.khz, THREADS, &pages, &rounds];
+        stencil[1].add(setting.span("a,b", 1, &work)?.samples("stencil")?);
+        let work = ["alone", &setting.khz, "0", &pages, &rounds];
+        alone[0].add(setting.span("a", 1, &work)?.samples("alone")?);
+        let work = ["alone", &setting.khz, "1", &pages, &rounds];
+        alone[1].add(setting.span("a,b", 1, &work)?.samples("alone")?);
+        Ok(())
+    })?;
+    let ms = Unit::Milliseconds;
+    let figure = |name, samples: &[Samples; 2]| {
+        Figure::compared(PLACEMENT, name, ms, ONE, &samples[0], &samples[1])
+    };
+    Ok(vec![
+        figure("a stencil, a thread on each node", &stencil).aim(STENCIL_RATIO_MAX),
+        figure("a process on the second node", &alone).aim(ALONE_RATIO_MAX),
+    ])
+}
+
+/// A name, and what is run.
+fn workloads(setting: &Setting) -> Result<[(&'static str, Vec<String>); 5]> {
+    let source = setting.source()?;
+    let shell = |script: String| ["sh", "-c", &script].map(String::from).to_vec();
+    let (khz, gauge) = (&setting.khz, setting.gauge());
+    let (pages, rounds) = setting.effort.stencil;
+    Ok([
+        (
+            "compiling, four at a time",
+            shell(format!(
+                "for n in 1 2 3 4 5 6 7 8; do echo $n; done | xargs -P4 -I{{}} gcc -O1 -c {source} -o /tmp/{{}}.o"
+            )),
+        ),
+        (
+            "messages of ten pairs",
+            shell(format!("exec {gauge} messages {khz} 10 200")),
+        ),
+        (
+            "a stencil of four threads",
+            shell(format!("exec {gauge} stencil {khz} 4 {pages} {rounds}")),
+        ),
+        (
+            "a database of four processes",
+            ["python3", "-c", SERVER].map(String::from).to_vec(),
+        ),
+        (
+            "fork and exec on four CPUs",
+            shell(format!(
+                "for c in 0 1 2 3; do taskset -c $c sh -c 'for i in $(seq 30); do {gauge} nothing; done' & done; wait"
+            )),
+        ),
+    ])
+}
+
+fn faults(setting: &Setting) -> Result<Vec<Figure>> {
+    let workloads = workloads(setting)?;
+    let none = [Samples::default(), Samples::default()];
+    let mut counted = vec![none; workloads.len()];
+    setting.repeat("faults with NUMA nodes and without", || {
+        for (which, options) in OPTIONS.iter().enumerate() {
+            let guest = setting.guest("a,b", 2, options)?;
+            for ((_, argv), counted) in workloads.iter().zip(&mut counted) {
+                // Once for files that nobody has read yet.
+                guest.exec(argv)?;
+                let before = setting.status()?;
+                guest.exec(argv)?;
+                let after = setting.status()?;
+                counted[which].add(vec![difference(&before, &after, remote_faults)]);
+            }
+            guest.end()?;
+        }
+        Ok(())
+    })?;
+    let figure = |((name, _), [off, on]): (&(&'static str, _), &[Samples; 2])| {
+        Figure::compared(FAULTS, *name, Unit::Faults, OFF, off, on).aim(1.0)
+    };
+    Ok(workloads.iter().zip(&counted).map(figure).collect())
+}
