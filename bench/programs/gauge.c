@@ -341,8 +341,8 @@ static int number(const char *text)
 	char *end;
 	long value = strtol(text, &end, 10);
 
-	if (*end || value < 1 || value > 1 << 24) {
-		fprintf(stderr, "gauge: %s: not a number from 1 to %d\n", text, 1 << 24);
+	if (*end || end == text || value < 0 || value > 1 << 24) {
+		fprintf(stderr, "gauge: %s: not a number from 0 to %d\n", text, 1 << 24);
 		exit(2);
 	}
 	return (int)value;

@@ -20,6 +20,10 @@ pub(crate) enum Unit {
     Percent,
     #[serde(rename = "Mbit/s")]
     Megabits,
+    #[serde(rename = "MiB")]
+    Mebibytes,
+    #[serde(rename = "messages")]
+    Messages,
 }
 
 impl Unit {
@@ -28,7 +32,8 @@ impl Unit {
             Self::Milliseconds => 1e-6,
             Self::Microseconds => 1e-3,
             Self::Megabits => 1e-6,
-            Self::Faults | Self::Pages | Self::Percent => 1.0,
+            Self::Mebibytes => 1.0 / (1 << 20) as f64,
+            Self::Faults | Self::Pages | Self::Percent | Self::Messages => 1.0,
         }
     }
 
@@ -40,6 +45,8 @@ impl Unit {
             Self::Pages => "pages",
             Self::Percent => "%",
             Self::Megabits => "Mbit/s",
+            Self::Mebibytes => "MiB",
+            Self::Messages => "messages",
         }
     }
 }

@@ -73,6 +73,8 @@ enum Group {
     Topologies,
     /// Programs in guests with NUMA nodes and without, and work near its memory
     Numa,
+    /// More and more nodes
+    Scale,
     /// A disk that is a file of the host's
     Ubd,
     /// A stream from and to the host
@@ -94,6 +96,7 @@ impl Group {
             Self::Links => measure::links::measure(setting),
             Self::Topologies => measure::topologies::measure(setting),
             Self::Numa => measure::numa::measure(setting),
+            Self::Scale => measure::scale::measure(setting),
             Self::Ubd => measure::ubd::measure(setting),
             Self::Net => measure::net::measure(setting),
         }

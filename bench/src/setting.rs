@@ -83,7 +83,7 @@ impl Effort {
         ubd: (256, 10_000),
         net: 128,
         distance: (256, 2048, 5),
-        stencil: (4096, 40),
+        stencil: (16384, 40),
     };
     pub(crate) const QUICK: Self = Self {
         repetitions: 2,
@@ -102,7 +102,7 @@ impl Effort {
         ubd: (64, 2000),
         net: 32,
         distance: (128, 1024, 2),
-        stencil: (2048, 10),
+        stencil: (8192, 10),
     };
 }
 
@@ -537,9 +537,14 @@ impl Guest<'_> {
             .map(drop)
     }
 
+    /// What the nodes have counted of them.
+    pub(crate) fn links(&self) -> Result<serde_json::Value> {
+        self.json(&["link", GUEST, "--json"])
+    }
+
     /// How far off the median of the messages left that were delayed, on the first direction.
     pub(crate) fn error_ns(&self) -> Result<f64> {
-        let links = self.json(&["link", GUEST, "--json"])?;
+        let links = self.links()?;
         let error = links["links"][0]["error"]["p50_ns"].as_f64();
         error.ok_or_else(|| Error::Failed(format!("no error is counted: {links}")))
     }

@@ -53,6 +53,8 @@ impl Faults {
 /// Of the rest, what somebody here looks at.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Counters {
+    /// Pages that were asked for before anybody missed them.
+    pub pages_ahead: u64,
     /// Time that virtual CPUs waited in faults.
     pub fault_wait_ns: u64,
     /// Host calls that were executed here for another node.

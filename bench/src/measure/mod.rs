@@ -11,6 +11,7 @@ pub(crate) mod numa;
 pub(crate) mod profile;
 pub(crate) mod remote;
 pub(crate) mod rest;
+pub(crate) mod scale;
 pub(crate) mod single;
 pub(crate) mod topologies;
 pub(crate) mod ubd;
