@@ -188,17 +188,16 @@ fn figures(measured: &Measured) -> Vec<Figure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::sample_node;
 
     #[test]
     fn waits_are_those_of_the_node_that_faults() {
         let status = |faults: u64, wait_ns: u64| -> Status {
             let node = |factor: u64| {
-                serde_json::json!({
-                    "name": "a", "address": "local", "pid": 1, "cpus": [], "paging": "uffd", "mem_mib": 1,
-                    "resident_mib": 1, "pages_in": 0, "pages_out": 0,
-                    "faults": {"read": faults * factor, "write": 0, "upgrade": 0, "local": 0},
-                    "counters": {"fault_wait_ns": wait_ns * factor, "host_calls_served": 0},
-                })
+                let mut node = sample_node();
+                node["faults"]["read"] = (faults * factor).into();
+                node["counters"]["fault_wait_ns"] = (wait_ns * factor).into();
+                node
             };
             serde_json::from_value(serde_json::json!({
                 "name": "x", "state": "running", "kernel": null, "nodes": [node(50), node(1)],
