@@ -155,6 +155,7 @@ fn a_block_device_of_the_hosts_is_a_disk() {
 
 /// Puts memory out to swap, and reads it on other nodes.
 const OUT: &str = "import ctypes,mmap,os,sys\n\
+    os.sched_setaffinity(0,{0})\n\
     n=8<<20\nm=mmap.mmap(-1,n,flags=mmap.MAP_PRIVATE|mmap.MAP_ANONYMOUS)\n\
     for at in range(0,n,4096): m[at:at+8]=b'%8d'%at\n\
     at=ctypes.addressof(ctypes.c_char.from_buffer(m))\n\
@@ -162,7 +163,7 @@ const OUT: &str = "import ctypes,mmap,os,sys\n\
     assert c.madvise(at,n,21)==0\n\
     kib=[int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmSwap')][0]\n\
     assert kib>4096,kib\n\
-    for cpu in 1,2,0:\n \
+    for cpu in 0,2,1:\n \
       os.sched_setaffinity(0,{cpu})\n \
       for k in range(cpu*4096,n,3*4096): assert m[k:k+8]==b'%8d'%k,(cpu,k)\n\
     print('swapped')";
