@@ -332,12 +332,10 @@ fn greeted(control: &OwnedFd) -> nix::Result<(Vec<u8>, Option<OwnedFd>)> {
         let mut fds = Vec::new();
         for part in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(received) = part {
-                // SAFETY: new descriptors, which nobody else owns.
-                fds.extend(
-                    received
-                        .iter()
-                        .map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }),
-                );
+                for fd in received {
+                    // SAFETY: a new descriptor, which nobody else owns.
+                    fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
+                }
             }
         }
         (message.bytes, fds)
