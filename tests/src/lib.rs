@@ -30,12 +30,12 @@ pub use leftovers::{Process, descendants, processes_with};
 pub use long::number;
 pub use management::{Management, uml_mconsole};
 pub use netns::{Host, Network, restrict};
-pub use process::{Outcome, Spawned, wait_until};
+pub use process::{Outcome, Spawned, parent, wait_until};
 pub use product::{
     PLANTED_MISSING, UPSTREAM_MISSING, find, not_tested, planted, program, upstream_kernel,
 };
-pub use status::{Counters, Faults, Node, Status};
-pub use up::{Detached, Guest, Running, Up, text};
+pub use status::{Counters, Faults, Node, Status, served};
+pub use up::{Detached, Guest, Running, Up, on, python, text};
 pub use upstream::{upstream, upstream_with};
 pub use world::{Owner, PATH, World};
 

@@ -244,3 +244,12 @@ impl Collector {
         std::mem::take(&mut self.data.lock().expect("no panic"))
     }
 }
+
+/// The process that started another one.
+#[track_caller]
+pub fn parent(pid: i32) -> i32 {
+    let stat = crate::text(format!("/proc/{pid}/stat"));
+    let fields = stat.rsplit_once(") ").expect("a name").1;
+    let parent = fields.split(' ').nth(1).expect("a parent");
+    parent.parse().expect("a number")
+}

@@ -127,3 +127,8 @@ impl Status {
         }
     }
 }
+
+/// Host calls that a node has executed for others.
+pub fn served(status: &Status, node: &str) -> u64 {
+    status.node(node).counters.host_calls_served
+}

@@ -307,3 +307,17 @@ pub fn text(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
+
+/// Runs a script on a node's CPU.
+#[track_caller]
+pub fn on(guest: &Detached<'_>, node: &str, script: &str) -> String {
+    let outcome = guest.exec_on(&["--node", node], &["sh", "-c", script]);
+    outcome.expect(0).text()
+}
+
+/// Runs a script of Python's on a node's CPU.
+#[track_caller]
+pub fn python(guest: &Detached<'_>, node: &str, script: &str) -> String {
+    let outcome = guest.exec_on(&["--node", node], &["/usr/bin/python3", "-c", script]);
+    outcome.expect(0).text()
+}

@@ -1,6 +1,6 @@
 //! What hostfs can have behind it beside a plain directory: owners of the guest's, databases, several directories.
 
-use span_tests::{Detached, Owner, Status, Up, World, text};
+use span_tests::{Owner, Up, World, on, python, served, text};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -10,24 +10,6 @@ use std::process::Command;
 const USER: u32 = 65534;
 
 const PROMISES: &str = include_str!("../programs/files.py");
-
-/// Runs a script on a node's CPU.
-#[track_caller]
-fn on(guest: &Detached<'_>, node: &str, script: &str) -> String {
-    let outcome = guest.exec_on(&["--node", node], &["sh", "-c", script]);
-    outcome.expect(0).text()
-}
-
-/// Runs a script of Python's on a node's CPU.
-#[track_caller]
-fn python(guest: &Detached<'_>, node: &str, script: &str) -> String {
-    let outcome = guest.exec_on(&["--node", node], &["/usr/bin/python3", "-c", script]);
-    outcome.expect(0).text()
-}
-
-fn served(status: &Status, node: &str) -> u64 {
-    status.node(node).counters.host_calls_served
-}
 
 fn user_if_root(world: impl FnOnce(Owner) -> World) -> World {
     match nix::unistd::geteuid().is_root() {

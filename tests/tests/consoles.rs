@@ -6,7 +6,7 @@ use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, ttyname};
 use sha2::{Digest, Sha256};
-use span_tests::{END_MS_MAX, Guest, SHORT_S_MAX, Spawned, Up, World, text, wait_until};
+use span_tests::{END_MS_MAX, Guest, SHORT_S_MAX, Spawned, Up, World, parent, wait_until};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -267,13 +267,6 @@ fn lines_end_at_sockets_and_terminals_of_the_host() {
         world.assert_clean_within(Duration::from_millis(END_MS_MAX));
         TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("the port is free again");
     }
-}
-
-fn parent(pid: i32) -> i32 {
-    let stat = text(format!("/proc/{pid}/stat"));
-    let fields = stat.rsplit_once(") ").expect("a name").1;
-    let parent = fields.split(' ').nth(1).expect("a parent");
-    parent.parse().expect("a number")
 }
 
 #[test]

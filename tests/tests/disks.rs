@@ -1,6 +1,6 @@
 //! What disks are made of and used for: discs, block devices of the host, swap, file systems that give space back.
 
-use span_tests::{Detached, Status, Up, World};
+use span_tests::{Up, World, on, served};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -8,13 +8,6 @@ use std::process::Command;
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 const MIB: usize = 1 << 20;
-
-/// Runs a script on a node's CPU.
-#[track_caller]
-fn on(guest: &Detached<'_>, node: &str, script: &str) -> String {
-    let outcome = guest.exec_on(&["--node", node], &["sh", "-c", script]);
-    outcome.expect(0).text()
-}
 
 /// A program of this host's.
 fn host(program: &str, arguments: &[&str]) -> Result<String, String> {
@@ -37,10 +30,6 @@ fn sparse(world: &World, name: &str, bytes: usize) -> PathBuf {
     file.and_then(|file| file.set_len(bytes as u64))
         .expect("a size");
     path
-}
-
-fn served(status: &Status, node: &str) -> u64 {
-    status.node(node).counters.host_calls_served
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use span_tests::{END_MS_MAX, Outcome, Running, Spawned, Up, World, processes_with, text};
+use span_tests::{END_MS_MAX, Outcome, Running, Spawned, Up, World, parent, processes_with, text};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -143,13 +143,6 @@ fn a_killed_agent_is_named() {
         let said = format!("node {name} was lost");
         expect_end(&world, running.coordinator, event, 70, &said);
     }
-}
-
-fn parent(pid: i32) -> i32 {
-    let status = text(format!("/proc/{pid}/status"));
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-    line.and_then(|field| field.trim().parse().ok())
-        .expect("a parent")
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Directories of nodes' hosts in the guest: whose they are, what is written to them, and that nothing beside them is
 //! reached.
 
-use span_tests::{Detached, Owner, Status, Up, World, text};
+use span_tests::{Owner, Up, World, on, python, served, text};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -31,24 +31,6 @@ fn three<'w>(world: &'w World, directories: &[PathBuf; 3]) -> Up<'w> {
         .into_iter()
         .zip(directories)
         .fold(Up::three(world), mount)
-}
-
-/// Runs a script on a node's CPU.
-#[track_caller]
-fn on(guest: &Detached<'_>, node: &str, script: &str) -> String {
-    let outcome = guest.exec_on(&["--node", node], &["sh", "-c", script]);
-    outcome.expect(0).text()
-}
-
-/// Runs a script of Python's on a node's CPU.
-#[track_caller]
-fn python(guest: &Detached<'_>, node: &str, script: &str) -> String {
-    let outcome = guest.exec_on(&["--node", node], &["/usr/bin/python3", "-c", script]);
-    outcome.expect(0).text()
-}
-
-fn served(status: &Status, node: &str) -> u64 {
-    status.node(node).counters.host_calls_served
 }
 
 /// What is done on every node to the directory of every node, in `$d`; the last line is the one that counts.

@@ -4,7 +4,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use span_tests::{
-    Detached, END_MS_MAX, Management, SHORT_S_MAX, Status, Up, World, text, wait_until,
+    END_MS_MAX, Management, SHORT_S_MAX, Up, World, on, python, served, text, wait_until,
 };
 use std::fs;
 use std::path::PathBuf;
@@ -12,24 +12,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
-
-/// Runs a script on a node's CPU.
-#[track_caller]
-fn on(guest: &Detached<'_>, node: &str, script: &str) -> String {
-    let outcome = guest.exec_on(&["--node", node], &["sh", "-c", script]);
-    outcome.expect(0).text()
-}
-
-/// Runs a script of Python's on a node's CPU.
-#[track_caller]
-fn python(guest: &Detached<'_>, node: &str, script: &str) -> String {
-    let outcome = guest.exec_on(&["--node", node], &["/usr/bin/python3", "-c", script]);
-    outcome.expect(0).text()
-}
-
-fn served(status: &Status, node: &str) -> u64 {
-    status.node(node).counters.host_calls_served
-}
 
 fn directory(world: &World, name: &str) -> PathBuf {
     let path = world.path("work").join(name);

@@ -3,7 +3,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
-use span_tests::{Owner, Up, World, not_tested, processes_with, wait_until};
+use span_tests::{Owner, Up, World, not_tested, parent, processes_with, wait_until};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -346,13 +346,6 @@ fn a_helper_ends_with_its_guest_however_that_ends() {
         assert!(wait_until(STEP, || helpers().is_empty()), "{victim}");
         TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("the port is free again");
     }
-}
-
-fn parent(pid: i32) -> i32 {
-    let stat = span_tests::text(format!("/proc/{pid}/stat"));
-    let fields = stat.rsplit_once(") ").expect("a name").1;
-    let parent = fields.split(' ').nth(1).expect("a parent");
-    parent.parse().expect("a number")
 }
 
 #[test]

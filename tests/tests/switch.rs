@@ -2,7 +2,9 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use span_tests::{Detached, Guest, Spawned, Up, World, processes_with, restrict, text, wait_until};
+use span_tests::{
+    Detached, Guest, Spawned, Up, World, parent, processes_with, restrict, wait_until,
+};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -151,13 +153,6 @@ fn guests_that_end_in_any_way_leave_no_switch_and_disturb_nobody() {
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("killing");
     assert!(wait_until(STEP, || switches(&lan) == 0));
     world.assert_clean();
-}
-
-fn parent(pid: i32) -> i32 {
-    let stat = text(format!("/proc/{pid}/stat"));
-    let fields = stat.rsplit_once(") ").expect("a name").1;
-    let parent = fields.split(' ').nth(1).expect("a parent");
-    parent.parse().expect("a number")
 }
 
 /// A guest that takes nothing of what it is sent is the only one that notices.

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 use span_tests::{
-    Detached, Management, Outcome, SHORT_S_MAX, Spawned, Status, Up, World, wait_until,
+    Detached, Management, Outcome, SHORT_S_MAX, Spawned, Up, World, on, served, wait_until,
 };
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
@@ -15,13 +15,6 @@ use std::time::Duration;
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 const MIB: usize = 1 << 20;
-
-/// Runs a script on a node's CPU.
-#[track_caller]
-fn on(guest: &Detached<'_>, node: &str, script: &str) -> String {
-    let outcome = guest.exec_on(&["--node", node], &["sh", "-c", script]);
-    outcome.expect(0).text()
-}
 
 /// A program of this host's.
 #[track_caller]
@@ -84,10 +77,6 @@ fn logged(guest: &Detached<'_>, what: &str) -> usize {
     let said = wait_until(Duration::from_secs(SHORT_S_MAX), || lines() > 0);
     assert!(said, "{what} is not in: {}", guest.logs());
     lines()
-}
-
-fn served(status: &Status, node: &str) -> u64 {
-    status.node(node).counters.host_calls_served
 }
 
 /// A guest on three nodes with these disks.

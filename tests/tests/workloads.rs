@@ -2,7 +2,7 @@
 //! changes, on directories and disks of other nodes' hosts.
 
 use sha2::{Digest, Sha256};
-use span_tests::{Detached, Status, Up, World, number};
+use span_tests::{Detached, Up, World, number, on, served};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,6 @@ const TREES: &str = include_str!("../programs/trees.py");
 /// Longest time of one program of these, in seconds.
 const PROGRAM_S_MAX: u64 = 300;
 
-/// Runs a script on a node's CPU.
-#[track_caller]
-fn on(guest: &Detached<'_>, node: &str, script: &str) -> String {
-    let outcome = guest.exec_on(&["--node", node], &["sh", "-c", script]);
-    outcome.expect(0).text()
-}
-
 #[track_caller]
 fn host(program: &str, arguments: &[&str]) -> String {
     let done = Command::new(program)
@@ -33,10 +26,6 @@ fn host(program: &str, arguments: &[&str]) -> String {
     let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
     assert!(done.status.success(), "{program} {arguments:?}: {said}");
     said.trim_end().to_owned()
-}
-
-fn served(status: &Status, node: &str) -> u64 {
-    status.node(node).counters.host_calls_served
 }
 
 fn directory(world: &World, name: &str) -> PathBuf {
