@@ -212,6 +212,8 @@ void arch_time_on_each_node(void (*function)(void *))
 /* Of this process and this NUMA node, for there may be several of either in one of the other */
 static struct cpumask node_cpus[NR_CPUS];
 
+int uml_nohz_leaders[NR_CPUS] __read_mostly;
+
 static const struct cpumask *node_mask(struct sched_domain_topology_level *tl,
 				       int cpu)
 {
@@ -272,6 +274,9 @@ static int __init node_topology_init(void)
 			    cpu_to_node(cpu) == cpu_to_node(other))
 				cpumask_set_cpu(other, &node_cpus[cpu]);
 		}
+		for (other = 0; node_of_cpu(other) != node_of_cpu(cpu); other++)
+			;
+		uml_nohz_leaders[cpu] = other;
 		cpumask_and(&uml_cpu_place[cpu].near_mask,
 			    &uml_cpu_place[cpu].near_mask, &node_cpus[cpu]);
 	}
@@ -280,6 +285,15 @@ static int __init node_topology_init(void)
 	return 0;
 }
 early_initcall(node_topology_init);
+
+/*
+ * Initcalls write to everything that other CPUs look at, and make threads for each CPU
+ * there is. While the first one is alone, all of that stays on its node.
+ */
+bool __init arch_cpus_come_late(void)
+{
+	return node_active();
+}
 
 /*
  * Initcalls create threads and descriptors of the host, for a device that then
