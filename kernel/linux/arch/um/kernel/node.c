@@ -210,7 +210,7 @@ void arch_time_on_each_node(void (*function)(void *))
 #define NODE_BALANCE_MS	50
 
 /* Of this process and this NUMA node, for there may be several of either in one of the other */
-static struct cpumask node_cpus[NR_CPUS];
+static struct cpumask node_cpus[NR_CPUS] __read_mostly;
 
 int uml_nohz_leaders[NR_CPUS] __read_mostly;
 
