@@ -1,7 +1,7 @@
 //! What an engine must be told, and the map from pages to homes.
 
 use crate::planted::Planted;
-use crate::types::{NODES_MAX, NodeId, PageId};
+use crate::types::{NodeId, PageId};
 
 /// Who holds a range of pages when the guest starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,7 +19,7 @@ pub enum Initial {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub me: NodeId,
-    /// Number of nodes, 1 to [`NODES_MAX`].
+    /// Number of nodes, 1 to [`crate::NodeSet::NODES_MAX`] of the engine.
     pub nodes: u16,
     /// Number of pages.
     pub pages: u32,
@@ -76,8 +76,8 @@ impl Config {
 /// A [`Config`] that makes no sense.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{0} nodes, allowed are 1 to 64")]
-    Nodes(u16),
+    #[error("{nodes} nodes, allowed are 1 to {max}")]
+    Nodes { nodes: u16, max: u16 },
     #[error("{me} is not one of {nodes} nodes")]
     Me { me: NodeId, nodes: u16 },
     #[error("no pages")]
@@ -161,9 +161,12 @@ impl HomeMap {
 }
 
 /// Checks a configuration and works out its home map.
-pub(crate) fn validate(config: &Config) -> Result<HomeMap, ConfigError> {
-    if config.nodes == 0 || config.nodes > NODES_MAX {
-        return Err(ConfigError::Nodes(config.nodes));
+pub(crate) fn validate(config: &Config, nodes_max: u16) -> Result<HomeMap, ConfigError> {
+    if config.nodes == 0 || config.nodes > nodes_max {
+        return Err(ConfigError::Nodes {
+            nodes: config.nodes,
+            max: nodes_max,
+        });
     }
     if config.me.0 >= config.nodes {
         return Err(ConfigError::Me {

@@ -12,13 +12,13 @@ use std::hash::{Hash, Hasher};
 
 /// What the runtime has to do, in the order in which [`Engine::poll_effect`] yields it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Effect<B> {
+pub enum Effect<B, const W: usize = 1> {
     /// Send `message` to another node. With `attach_page`, put the page's bytes into the body
     /// first (`Zero` if they all are), read through the private alias; no local mapping can
     /// change them between this effect and the next one for the page.
     Send {
         to: NodeId,
-        message: Message<B>,
+        message: Message<B, W>,
         attach_page: bool,
     },
     /// Write these bytes to the page through the private alias. The guest cannot see the page.
@@ -51,20 +51,20 @@ pub struct Counters {
 ///
 /// Copies and hashes are for model checkers; what is merely counted is no part of the hash.
 #[derive(Clone, Hash, Debug)]
-pub struct Engine<B> {
+pub struct Engine<B, const W: usize = 1> {
     me: NodeId,
     nodes: u16,
     epoch: u32,
     homes: HomeMap,
-    holder: Holder,
-    directory: Directory,
-    lost: NodeSet,
-    orders: Orders<B>,
+    holder: Holder<W>,
+    directory: Directory<W>,
+    lost: NodeSet<W>,
+    orders: Orders<B, W>,
     /// The directory's.
-    outbox: Orders<B>,
+    outbox: Orders<B, W>,
     /// Messages of this node to itself.
-    local: VecDeque<Message<B>>,
-    effects: VecDeque<Effect<B>>,
+    local: VecDeque<Message<B, W>>,
+    effects: VecDeque<Effect<B, W>>,
     traffic: Traffic,
 }
 
@@ -79,11 +79,11 @@ impl Hash for Traffic {
     fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
-impl<B> Engine<B> {
+impl<B, const W: usize> Engine<B, W> {
     /// # Errors
     /// When the configuration contradicts itself.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        let homes = validate(&config)?;
+        let homes = validate(&config, NodeSet::<W>::NODES_MAX)?;
         let mine = Initial::Owned(config.me);
         let states = (0..config.pages)
             .map(
@@ -157,7 +157,7 @@ impl<B> Engine<B> {
         &mut self,
         now_ns: u64,
         from: NodeId,
-        message: Message<B>,
+        message: Message<B, W>,
     ) -> Result<(), ProtocolError> {
         self.traffic.messages_in += 1;
         self.holder.forget_holds(now_ns);
@@ -185,7 +185,7 @@ impl<B> Engine<B> {
     }
 
     /// The next thing to do. Call it until it returns `None`, after every other call.
-    pub fn poll_effect(&mut self) -> Option<Effect<B>> {
+    pub fn poll_effect(&mut self) -> Option<Effect<B, W>> {
         self.effects.pop_front()
     }
 
@@ -255,9 +255,15 @@ impl<B> Engine<B> {
     ///
     /// # Panics
     /// When the page lies outside guest memory.
-    pub fn directory(&self, page: PageId) -> Option<View> {
+    pub fn directory(&self, page: PageId) -> Option<View<W>> {
         let mine = self.home(page) == self.me;
         mine.then(|| self.directory.view(self.homes.slot(page), page))
+    }
+
+    /// Bytes of the directory: for the pages of this home, and for what it knows of each node. Pages that something
+    /// is going on with take some more.
+    pub fn directory_bytes(&self) -> (usize, usize) {
+        self.directory.bytes()
     }
 
     /// Nothing is under way: no request, no transaction at this home, no effect to poll.
@@ -282,7 +288,7 @@ impl<B> Engine<B> {
         );
     }
 
-    fn check_remote(&self, from: NodeId, message: &Message<B>) -> Result<(), ProtocolError> {
+    fn check_remote(&self, from: NodeId, message: &Message<B, W>) -> Result<(), ProtocolError> {
         let exists = |node: NodeId| node.0 < self.nodes;
         let unexpected = |why| {
             let (kind, page) = (message.kind.name(), message.page);
@@ -337,7 +343,7 @@ impl<B> Engine<B> {
         &mut self,
         now_ns: u64,
         from: NodeId,
-        message: Message<B>,
+        message: Message<B, W>,
     ) -> Result<(), ProtocolError> {
         let page = message.page;
         match message.kind {
@@ -395,7 +401,7 @@ impl<B> Engine<B> {
         }
     }
 
-    fn carry_out(&mut self, order: Order<B>) {
+    fn carry_out(&mut self, order: Order<B, W>) {
         match order {
             Order::Send {
                 to,
@@ -413,7 +419,7 @@ impl<B> Engine<B> {
         }
     }
 
-    fn send(&mut self, to: NodeId, message: Message<B>, attach_page: bool) {
+    fn send(&mut self, to: NodeId, message: Message<B, W>, attach_page: bool) {
         if to == self.me {
             assert!(!attach_page, "I4: nobody supplies itself");
             self.local.push_back(message);

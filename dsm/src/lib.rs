@@ -44,7 +44,10 @@
 //! answers and messages arrive eventually; loss, duplication and reordering are tolerated. Remote
 //! nonsense is a [`ProtocolError`], not a panic. Two runs with the same input do the same.
 //!
-//! **Cost.** One byte per page, 16 bytes more at the home, and an ordered map for the pages that
+//! A guest has at most [`NODES_MAX`] nodes, whose sets are one word. `Engine<B, W>` is the same engine with sets of `W`
+//! words, for simulations of more.
+//!
+//! **Cost.** One byte per page, 16 bytes more at the home (8 more for each further word of a set), and an ordered map for the pages that
 //! something is going on with. A miss takes three messages from fault to grant (two if the home
 //! has the page or asks for it) and one more that nobody waits for; both engines together spend
 //! about 2 µs of processor time on it. Two engines with 2^20 pages each take 20 MB and 28 ms to
@@ -71,4 +74,6 @@ pub use holder::HolderCounters;
 pub use message::{Kind, Message, ProtocolError};
 pub use planted::Planted;
 pub use progress::WAITERS_MAX;
-pub use types::{Access, Body, NODES_MAX, NodeId, NodeSet, PageId, RequestId, State};
+pub use types::{
+    Access, Body, NODES_MAX, NODES_MAX_WIDEST, NodeId, NodeSet, PageId, RequestId, State,
+};

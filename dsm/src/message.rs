@@ -4,7 +4,7 @@ use crate::types::{Access, Body, NodeId, NodeSet, PageId, RequestId, State};
 
 /// One protocol message. PROTOCOL.md has the table of who sends which to whom.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Message<B> {
+pub struct Message<B, const W: usize = 1> {
     /// Incarnation of the guest's membership ([`crate::Config::epoch`]); others are refused.
     pub epoch: u32,
     pub page: PageId,
@@ -17,13 +17,13 @@ pub struct Message<B> {
     /// `Forward`, `Invalidate`, `Recall`, `Grant`: the home's oldest outstanding transaction.
     /// `InvalidateAck`, `Hurry`: 0.
     pub floor: u64,
-    pub kind: Kind,
+    pub kind: Kind<W>,
     /// Anything but `Body::None` only in `Grant`, and in the `Done` that gives a page back.
     pub body: Body<B>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Kind {
+pub enum Kind<const W: usize = 1> {
     /// Requester to home: I need this page.
     Get {
         access: Access,
@@ -38,7 +38,7 @@ pub enum Kind {
         /// The state the requester is to have.
         state: State,
         /// Passed on in the `Grant`.
-        acks: NodeSet,
+        acks: NodeSet<W>,
         /// The highest of all requests waiting for the page.
         urgency: u16,
     },
@@ -53,7 +53,7 @@ pub enum Kind {
     /// Supplier (or home) to requester: the page is yours once these nodes have acknowledged.
     Grant {
         state: State,
-        acks: NodeSet,
+        acks: NodeSet<W>,
         /// The supplier held the page exclusively and never wrote to it.
         clean: bool,
     },
@@ -72,7 +72,7 @@ pub enum Kind {
     },
 }
 
-impl Kind {
+impl<const W: usize> Kind<W> {
     pub fn name(&self) -> &'static str {
         match self {
             Kind::Get { .. } => "Get",

@@ -5,10 +5,10 @@ use crate::types::{Body, NodeId, PageId, State};
 use std::collections::VecDeque;
 
 #[derive(Clone, Hash, Debug)]
-pub(crate) enum Order<B> {
+pub(crate) enum Order<B, const W: usize> {
     Send {
         to: NodeId,
-        message: Message<B>,
+        message: Message<B, W>,
         attach_page: bool,
     },
     Fill {
@@ -28,4 +28,4 @@ pub(crate) enum Order<B> {
     },
 }
 
-pub(crate) type Orders<B> = VecDeque<Order<B>>;
+pub(crate) type Orders<B, const W: usize> = VecDeque<Order<B, W>>;

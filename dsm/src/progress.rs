@@ -14,7 +14,7 @@
 //! page wait for round trips it has nothing to do with; and fixed priorities by node, which
 //! starve the last one.
 
-use crate::types::{Access, NODES_MAX, NodeId, PageId};
+use crate::types::{Access, NODES_MAX_WIDEST, NodeId, PageId};
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -49,7 +49,7 @@ impl Waiter {
     fn urgency(&self, me: NodeId) -> u16 {
         match self.losses {
             ..URGENT => 0,
-            losses => losses.ilog2() as u16 * NODES_MAX + (NODES_MAX - 1 - me.0),
+            losses => losses.ilog2() as u16 * NODES_MAX_WIDEST + (NODES_MAX_WIDEST - 1 - me.0),
         }
     }
 }
@@ -162,7 +162,7 @@ mod tests {
         for _ in 0..4 {
             lose_both(&mut progress);
         }
-        let at = |node: u16, losses: u32| losses.ilog2() as u16 * 64 + 63 - node;
+        let at = |node: u16, losses: u32| losses.ilog2() as u16 * 1024 + 1023 - node;
         assert_eq!(
             progress.urgency(NodeId(1), 7),
             at(1, 6),

@@ -2,8 +2,12 @@
 
 use std::fmt;
 
-/// Most nodes one guest can have; [`NodeSet`] is one machine word.
-pub const NODES_MAX: u16 = 64;
+/// Most nodes one guest can have: their sets are one machine word, in memory and in messages.
+pub const NODES_MAX: u16 = NodeSet::<1>::NODES_MAX;
+
+/// Most nodes that an [`crate::Engine`] can be made for, with sets of 16 words: the simulator looks at what comes of
+/// as many.
+pub const NODES_MAX_WIDEST: u16 = 1024;
 
 /// A node of the guest, `0..nodes`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -92,50 +96,78 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// A set of nodes, one bit each.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct NodeSet(pub u64);
+/// A set of nodes, one bit each, in `W` words.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct NodeSet<const W: usize = 1>(pub [u64; W]);
 
-impl NodeSet {
-    pub const EMPTY: NodeSet = NodeSet(0);
+impl<const W: usize> NodeSet<W> {
+    /// Most nodes that there can be.
+    pub const NODES_MAX: u16 = {
+        assert!(0 < W && W * 64 <= NODES_MAX_WIDEST as usize);
+        W as u16 * 64
+    };
 
-    pub fn of(node: NodeId) -> NodeSet {
-        NodeSet(1 << node.0)
+    pub const EMPTY: NodeSet<W> = NodeSet([0; W]);
+
+    pub fn of(node: NodeId) -> NodeSet<W> {
+        NodeSet::EMPTY.with(node)
     }
 
     pub fn contains(self, node: NodeId) -> bool {
-        node.0 < NODES_MAX && self.0 & (1 << node.0) != 0
+        node.0 < Self::NODES_MAX && self.0[word(node)] & bit(node) != 0
     }
 
     #[must_use]
-    pub fn with(self, node: NodeId) -> NodeSet {
-        NodeSet(self.0 | 1 << node.0)
+    pub fn with(mut self, node: NodeId) -> NodeSet<W> {
+        self.0[word(node)] |= bit(node);
+        self
     }
 
     #[must_use]
-    pub fn without(self, node: NodeId) -> NodeSet {
-        NodeSet(self.0 & !(1 << node.0))
+    pub fn without(mut self, node: NodeId) -> NodeSet<W> {
+        self.0[word(node)] &= !bit(node);
+        self
     }
 
     pub fn is_empty(self) -> bool {
-        self.0 == 0
+        self.0 == [0; W]
     }
 
-    pub fn is_subset(self, of: NodeSet) -> bool {
-        self.0 & !of.0 == 0
+    pub fn is_subset(self, of: NodeSet<W>) -> bool {
+        self.0.iter().zip(of.0).all(|(mine, of)| mine & !of == 0)
     }
 
     pub fn len(self) -> u32 {
-        self.0.count_ones()
+        self.0.iter().map(|word| word.count_ones()).sum()
     }
 
     pub fn first(self) -> Option<NodeId> {
-        (self.0 != 0).then(|| NodeId(self.0.trailing_zeros() as u16))
+        self.iter().next()
     }
 
+    /// In ascending order.
     pub fn iter(self) -> impl Iterator<Item = NodeId> {
-        (0..NODES_MAX)
-            .map(NodeId)
-            .filter(move |n| self.contains(*n))
+        let words = (0..).zip(self.0);
+        words.flat_map(|(word, mut bits): (u16, u64)| {
+            std::iter::from_fn(move || {
+                let lowest = (bits != 0).then(|| bits.trailing_zeros() as u16)?;
+                bits &= bits - 1;
+                Some(NodeId(word * 64 + lowest))
+            })
+        })
     }
+}
+
+impl<const W: usize> Default for NodeSet<W> {
+    fn default() -> Self {
+        NodeSet::EMPTY
+    }
+}
+
+fn word(node: NodeId) -> usize {
+    usize::from(node.0 / 64)
+}
+
+fn bit(node: NodeId) -> u64 {
+    1 << (node.0 % 64)
 }

@@ -14,6 +14,8 @@
 //!
 //! **Cost.** About a microsecond and a half a step on one core, with 64 nodes and thousands of pages.
 
+pub mod curve;
+mod ledger;
 mod options;
 mod params;
 pub mod script;
@@ -21,8 +23,9 @@ mod sim;
 mod step;
 mod world;
 
-pub use options::{Options, Size};
-pub use params::Params;
+pub use ledger::Ledger;
+pub use options::{Options, Size, commit};
+pub use params::{Params, Sharing};
 pub use sim::{Sim, Totals};
 pub use step::{Breach, Event, Plant, Rule, Shape, Step, Want};
 pub use world::{Node, Phase, Thread, World};

@@ -144,7 +144,7 @@ impl Options {
 }
 
 /// The commit of the checkout that this was built in.
-fn commit() -> String {
+pub fn commit() -> String {
     let described = Command::new("git")
         .args(["-C", env!("CARGO_MANIFEST_DIR")])
         .args(["describe", "--always", "--dirty", "--abbrev=12"])

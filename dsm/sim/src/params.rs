@@ -42,6 +42,19 @@ impl Rng {
     }
 }
 
+/// Who uses which pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sharing {
+    /// All nodes use all pages; homes and owners are drawn.
+    Drawn,
+    /// Nodes are home of equal parts, in order, which they own; all nodes use all pages.
+    Anywhere,
+    /// ... a node's pages are used by it and those after it, so many in all.
+    Neighbours(u16),
+    /// ... and the last node writes what all others read.
+    OneWriter,
+}
+
 /// All times in virtual nanoseconds.
 #[derive(Clone, Debug)]
 pub struct Params {
@@ -56,6 +69,10 @@ pub struct Params {
     pub write_percent: u64,
     /// Percentage of accesses that go to the first few pages, which all nodes want.
     pub hot_percent: u64,
+    /// Which pages those are.
+    pub sharing: Sharing,
+    /// Of a message, unless it is lost or very late.
+    pub delay_ns_min: u64,
     pub delay_ns_max: u64,
     pub protect_ns_max: u64,
     pub resume_ns_max: u64,
@@ -110,6 +127,8 @@ impl Params {
             steps: u64::MAX,
             write_percent: rng.pick(&[10, 30, 50, 90]),
             hot_percent: 0,
+            sharing: Sharing::Drawn,
+            delay_ns_min: 0,
             delay_ns_max: rng.pick(&[1, 1_000, 50_000]),
             protect_ns_max: rng.pick(&[0, 1_000, 100_000]),
             resume_ns_max: rng.pick(&[1, 2_000, 50_000]),
@@ -193,6 +212,9 @@ impl Params {
     }
 
     pub(crate) fn shape(&self, rng: &mut Rng) -> Shape {
+        if self.sharing != Sharing::Drawn {
+            return self.even_shape();
+        }
         let node = |rng: &mut Rng| NodeId(rng.below(u64::from(self.nodes)) as u16);
         let homes: Vec<_> = (0..self.pages).map(|p| (PageId(p), node(rng))).collect();
         let initial = (0..self.pages).map(|p| {
@@ -210,11 +232,28 @@ impl Params {
             };
             (PageId(p), initial)
         });
+        let initial = initial.collect();
+        self.shape_of(homes, initial)
+    }
+
+    fn even_shape(&self) -> Shape {
+        let homes = (0..self.nodes).map(|node| (PageId(self.first_page(node)), NodeId(node)));
+        let homes = homes.filter(|(first, node)| first.0 < self.first_page(node.0 + 1));
+        self.shape_of(homes.collect(), Vec::new())
+    }
+
+    /// Of an equal part of all.
+    pub(crate) fn first_page(&self, node: u16) -> u32 {
+        let part = u64::from(self.pages) * u64::from(node) / u64::from(self.nodes);
+        part as u32
+    }
+
+    fn shape_of(&self, homes: Vec<(PageId, NodeId)>, initial: Vec<(PageId, Initial)>) -> Shape {
         Shape {
             nodes: self.nodes,
             threads: self.threads,
             pages: self.pages,
-            initial: initial.collect(),
+            initial,
             homes,
             hold_ns: self.hold_ns,
             hold_ns_max: self.hold_ns_max,

@@ -42,10 +42,10 @@ struct Name {
 /// Everything that was sent, by name; several have one name if a part of them that the name leaves
 /// out has changed.
 #[derive(Debug, Default)]
-struct Mail(BTreeMap<Name, Vec<Message<u64>>>);
+struct Mail<const W: usize = 1>(BTreeMap<Name, Vec<Message<u64, W>>>);
 
-impl Mail {
-    fn name(to: NodeId, from: NodeId, message: &Message<u64>) -> Name {
+impl<const W: usize> Mail<W> {
+    fn name(to: NodeId, from: NodeId, message: &Message<u64, W>) -> Name {
         Name {
             from,
             to,
@@ -56,14 +56,14 @@ impl Mail {
         }
     }
 
-    fn put(&mut self, to: NodeId, from: NodeId, message: &Message<u64>) {
+    fn put(&mut self, to: NodeId, from: NodeId, message: &Message<u64, W>) {
         let same = self.0.entry(Mail::name(to, from, message)).or_default();
         if !same.contains(message) {
             same.push(message.clone());
         }
     }
 
-    fn number(&self, name: &Name, message: &Message<u64>) -> usize {
+    fn number(&self, name: &Name, message: &Message<u64, W>) -> usize {
         let same = self.0.get(name);
         same.and_then(|same| same.iter().position(|m| m == message))
             .unwrap_or(0)
@@ -71,8 +71,8 @@ impl Mail {
 }
 
 #[derive(Clone, PartialEq, Debug)]
-enum Line {
-    Step(Step),
+enum Line<const W: usize = 1> {
+    Step(Step<W>),
     Deliver(Name, usize),
 }
 
@@ -298,21 +298,21 @@ impl fmt::Display for Script {
 
 /// Writes a run down while it happens: each step before it is taken, so that one that panics is
 /// the last.
-pub struct Recorder {
+pub struct Recorder<const W: usize = 1> {
     to: Box<dyn io::Write>,
-    mail: Mail,
+    mail: Mail<W>,
 }
 
-impl fmt::Debug for Recorder {
+impl<const W: usize> fmt::Debug for Recorder<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Recorder").finish_non_exhaustive()
     }
 }
 
-impl Recorder {
+impl<const W: usize> Recorder<W> {
     /// # Errors
     /// When nothing can be written.
-    pub fn new(shape: &Shape, mut to: Box<dyn io::Write>) -> io::Result<Recorder> {
+    pub fn new(shape: &Shape, mut to: Box<dyn io::Write>) -> io::Result<Recorder<W>> {
         writeln!(to, "{}steps", head(shape))?;
         Ok(Recorder {
             to,
@@ -320,11 +320,11 @@ impl Recorder {
         })
     }
 
-    pub(crate) fn sent(&mut self, to: NodeId, from: NodeId, message: &Message<u64>) {
+    pub(crate) fn sent(&mut self, to: NodeId, from: NodeId, message: &Message<u64, W>) {
         self.mail.put(to, from, message);
     }
 
-    pub(crate) fn step(&mut self, now_ns: u64, step: &Step) {
+    pub(crate) fn step(&mut self, now_ns: u64, step: &Step<W>) {
         let line = match step {
             Step::Deliver { to, from, message } => {
                 let name = Mail::name(*to, *from, message);
@@ -430,7 +430,7 @@ fn head(shape: &Shape) -> String {
     text
 }
 
-fn text(now_ns: u64, line: &Line) -> String {
+fn text<const W: usize>(now_ns: u64, line: &Line<W>) -> String {
     let what = match line {
         Line::Step(Step::Access { node, thread, want }) => {
             let want = want

@@ -1,6 +1,7 @@
 //! A random network: what happens next, and when, follows from one seed.
 
-use crate::params::{Params, Rng};
+use crate::ledger::Ledger;
+use crate::params::{Params, Rng, Sharing};
 use crate::script::Recorder;
 use crate::step::{Breach, Event, Rule, Step, Want};
 use crate::world::{Phase, World};
@@ -16,7 +17,7 @@ const AHEAD_PAGES: u32 = 8;
 
 /// Something to happen.
 #[derive(Clone, Debug)]
-enum Next {
+enum Next<const W: usize> {
     /// The thread runs: for the first time, after a grant, or with its next access.
     Run {
         node: NodeId,
@@ -31,7 +32,7 @@ enum Next {
     Timeout {
         node: NodeId,
     },
-    Step(Step),
+    Step(Step<W>),
 }
 
 /// What one run did.
@@ -107,7 +108,7 @@ impl Totals {
 }
 
 #[derive(Debug)]
-pub struct Sim {
+pub struct Sim<const W: usize = 1> {
     params: Params,
     grant_ns_max: u64,
     rng: Rng,
@@ -115,8 +116,8 @@ pub struct Sim {
     /// Numbers what is scheduled, so that the order of what is due at once is certain.
     order: u64,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
-    scheduled: BTreeMap<u64, Next>,
-    world: World,
+    scheduled: BTreeMap<u64, Next<W>>,
+    world: World<W>,
     /// The soonest wake-up that is scheduled for each engine.
     timeouts: Vec<Option<u64>>,
     /// Requests that wait for a grant: since when, whose.
@@ -127,16 +128,18 @@ pub struct Sim {
     crashes: Vec<(u64, NodeId)>,
     last_arrival_ns: BTreeMap<(NodeId, NodeId), u64>,
     trace: bool,
-    recorder: Option<Recorder>,
+    recorder: Option<Recorder<W>>,
     totals: Totals,
+    /// Of each fault, for those who want to know.
+    pub ledger: Option<Ledger<W>>,
     /// Of everything that happens, for those who want to compare.
     pub digest: Option<DefaultHasher>,
 }
 
-impl Sim {
+impl<const W: usize> Sim<W> {
     /// # Panics
     /// When the parameters make no valid configuration.
-    pub fn new(params: Params) -> Sim {
+    pub fn new(params: Params) -> Sim<W> {
         Sim::recorded(params, |_| None)
     }
 
@@ -146,8 +149,8 @@ impl Sim {
     /// When the parameters make no valid configuration.
     pub fn recorded(
         params: Params,
-        recorder: impl FnOnce(&crate::Shape) -> Option<Recorder>,
-    ) -> Sim {
+        recorder: impl FnOnce(&crate::Shape) -> Option<Recorder<W>>,
+    ) -> Sim<W> {
         let mut rng = Rng::new(params.seed);
         let shape = params.shape(&mut rng);
         let ids = || (0..params.nodes).map(NodeId);
@@ -167,6 +170,7 @@ impl Sim {
             trace: false,
             recorder: recorder(&shape),
             totals: Totals::default(),
+            ledger: None,
             digest: None,
             rng,
             params,
@@ -181,6 +185,15 @@ impl Sim {
     /// Prints everything that happens.
     pub fn trace(&mut self) {
         self.trace = true;
+    }
+
+    /// Of the nodes' directories together, see [`dsm::Engine::directory_bytes`].
+    pub fn directory_bytes(&self) -> (usize, usize) {
+        let nodes = self.world.nodes.iter();
+        nodes.fold((0, 0), |(pages, requesters), node| {
+            let (more_pages, more_requesters) = node.engine.directory_bytes();
+            (pages + more_pages, requesters + more_requesters)
+        })
     }
 
     pub fn totals(&self) -> Totals {
@@ -231,13 +244,13 @@ impl Sim {
         self.check_end()
     }
 
-    fn schedule(&mut self, at_ns: u64, next: Next) {
+    fn schedule(&mut self, at_ns: u64, next: Next<W>) {
         self.order += 1;
         self.queue.push(Reverse((at_ns, self.order)));
         self.scheduled.insert(self.order, next);
     }
 
-    fn step(&mut self, step: Step) -> Result<(), Breach> {
+    fn step(&mut self, step: Step<W>) -> Result<(), Breach> {
         let now_ns = self.now_ns;
         self.totals.steps += 1;
         if let Some(digest) = &mut self.digest {
@@ -268,7 +281,7 @@ impl Sim {
     }
 
     /// Schedules what comes of a step.
-    fn follow_up(&mut self, event: Event) {
+    fn follow_up(&mut self, event: Event<W>) {
         let now_ns = self.now_ns;
         match event {
             Event::Sent { to, from, message } => {
@@ -287,6 +300,9 @@ impl Sim {
                 since_ns,
             } => {
                 self.waiting.remove(&(since_ns, node, thread));
+                if let Some(ledger) = &mut self.ledger {
+                    ledger.granted(now_ns - since_ns);
+                }
                 self.totals.wait_ns_max = self.totals.wait_ns_max.max(now_ns - since_ns);
                 let at_ns = now_ns + self.delay_ns(self.params.resume_ns_max);
                 self.schedule(at_ns, Next::Run { node, thread });
@@ -368,7 +384,7 @@ impl Sim {
             return Ok(());
         }
         let want = if fresh {
-            self.choose()
+            self.choose(node)
         } else {
             me.want.clone()
         };
@@ -379,7 +395,10 @@ impl Sim {
         Ok(())
     }
 
-    fn choose(&mut self) -> Want {
+    fn choose(&mut self, node: NodeId) -> Want {
+        if self.params.sharing != Sharing::Drawn {
+            return vec![self.choose_of_part(node)];
+        }
         let pages = u64::from(self.params.pages);
         let hot = self.params.hot_percent > 0 && self.rng.percent(self.params.hot_percent);
         let among = if hot { pages.min(HOT_PAGES) } else { pages };
@@ -403,6 +422,25 @@ impl Sim {
             .collect()
     }
 
+    fn choose_of_part(&mut self, node: NodeId) -> (PageId, Access) {
+        let (nodes, pages) = (self.params.nodes, u64::from(self.params.pages));
+        let among = match self.params.sharing {
+            Sharing::Neighbours(degree) => {
+                let back = self.rng.below(u64::from(degree.min(nodes))) as u16;
+                let home = (node.0 + nodes - back) % nodes;
+                self.params.first_page(home)..self.params.first_page(home + 1)
+            }
+            Sharing::Drawn | Sharing::Anywhere | Sharing::OneWriter => 0..pages as u32,
+        };
+        let page = PageId(among.start + self.rng.below(among.len() as u64) as u32);
+        let writes = match self.params.sharing {
+            Sharing::OneWriter => node.0 == nodes - 1,
+            _ => self.rng.percent(self.params.write_percent),
+        };
+        let access = if writes { Access::Write } else { Access::Read };
+        (page, access)
+    }
+
     fn delay_ns(&mut self, max_ns: u64) -> u64 {
         if self.params.regular {
             max_ns
@@ -411,8 +449,11 @@ impl Sim {
         }
     }
 
-    fn send(&mut self, to: NodeId, from: NodeId, message: &Message<u64>) {
+    fn send(&mut self, to: NodeId, from: NodeId, message: &Message<u64, W>) {
         self.totals.messages += 1;
+        if let Some(ledger) = &mut self.ledger {
+            ledger.sent(to, from, message);
+        }
         let mut copies = 1;
         if self.rng.percent(self.params.loss_percent) {
             self.totals.lost += 1;
@@ -428,7 +469,8 @@ impl Sim {
             } else {
                 500
             };
-            let delay_ns = self.delay_ns(self.params.delay_ns_max * far);
+            let spread_ns = self.params.delay_ns_max * far - self.params.delay_ns_min;
+            let delay_ns = self.params.delay_ns_min + self.delay_ns(spread_ns);
             let mut at_ns = self.now_ns + delay_ns;
             if self.params.ordered {
                 let last = self.last_arrival_ns.entry((from, to)).or_insert(0);

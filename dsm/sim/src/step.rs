@@ -114,7 +114,7 @@ pub(crate) fn breach<T>(rule: Rule, what: String) -> Result<T, Breach> {
 
 /// What can happen next.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Step {
+pub enum Step<const W: usize = 1> {
     /// The thread makes its access, or faults.
     Access {
         node: NodeId,
@@ -138,7 +138,7 @@ pub enum Step {
     Deliver {
         to: NodeId,
         from: NodeId,
-        message: Message<u64>,
+        message: Message<u64, W>,
     },
     /// The node stops for good.
     Crash { node: NodeId },
@@ -146,7 +146,7 @@ pub enum Step {
     Lost { node: NodeId, lost: NodeId },
 }
 
-impl Step {
+impl<const W: usize> Step<W> {
     /// Where it happens.
     pub fn node(&self) -> NodeId {
         match self {
@@ -165,11 +165,11 @@ impl Step {
 
 /// What came of a step, for the caller to schedule.
 #[derive(Clone, Hash, Debug)]
-pub enum Event {
+pub enum Event<const W: usize = 1> {
     Sent {
         to: NodeId,
         from: NodeId,
-        message: Message<u64>,
+        message: Message<u64, W>,
     },
     /// A [`Step::Protected`] is to follow.
     Protecting { node: NodeId, page: PageId },

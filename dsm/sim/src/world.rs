@@ -37,12 +37,12 @@ pub struct Thread {
 }
 
 #[derive(Clone, Hash, Debug)]
-pub struct Node {
-    pub engine: Engine<u64>,
+pub struct Node<const W: usize = 1> {
+    pub engine: Engine<u64, W>,
     pub threads: Vec<Thread>,
     pub alive: bool,
     /// Whom this node takes for lost.
-    pub lost: NodeSet,
+    pub lost: NodeSet<W>,
     /// What the pages hold: the number of the last write to each that this node has seen.
     memory: Vec<u64>,
     /// What the threads can really do, whatever the engine believes.
@@ -60,7 +60,7 @@ pub struct Node {
     snapshot: Vec<u64>,
 }
 
-impl Node {
+impl<const W: usize> Node<W> {
     pub fn mapped(&self, page: PageId) -> State {
         self.mapped[page.0 as usize]
     }
@@ -73,25 +73,25 @@ impl Node {
 /// Who has a page how, one bit per node: what makes the checks after a step cheap. It follows from
 /// the nodes, so it is no part of the hash.
 #[derive(Clone, Copy, Default, Debug)]
-struct Holding {
+struct Holding<const W: usize> {
     /// By the mappings.
-    readable: NodeSet,
-    writable: NodeSet,
+    readable: NodeSet<W>,
+    writable: NodeSet<W>,
     /// By the engines.
-    shared: NodeSet,
-    sole: NodeSet,
+    shared: NodeSet<W>,
+    sole: NodeSet<W>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Index(Vec<Holding>);
+struct Index<const W: usize>(Vec<Holding<W>>);
 
-impl Hash for Index {
+impl<const W: usize> Hash for Index<W> {
     fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 #[derive(Clone, Hash, Debug)]
-pub struct World {
-    pub nodes: Vec<Node>,
+pub struct World<const W: usize = 1> {
+    pub nodes: Vec<Node<W>>,
     /// Last version written to each page.
     written: Vec<u64>,
     versions: u64,
@@ -102,15 +102,15 @@ pub struct World {
     check_answers: bool,
     foreign_max: Option<u32>,
     keep_bytes: bool,
-    index: Index,
+    index: Index<W>,
     touched: Vec<(NodeId, PageId)>,
-    events: Vec<Event>,
+    events: Vec<Event<W>>,
 }
 
-impl World {
+impl<const W: usize> World<W> {
     /// # Panics
     /// When the shape makes no valid configuration.
-    pub fn new(shape: &Shape) -> World {
+    pub fn new(shape: &Shape) -> World<W> {
         let pages = shape.pages as usize;
         let is = |plant| if shape.plant == plant { pages } else { 0 };
         let thread = Thread {
@@ -163,16 +163,16 @@ impl World {
         world
     }
 
-    pub fn node(&self, node: NodeId) -> &Node {
+    pub fn node(&self, node: NodeId) -> &Node<W> {
         &self.nodes[usize::from(node.0)]
     }
 
-    fn node_mut(&mut self, node: NodeId) -> &mut Node {
+    fn node_mut(&mut self, node: NodeId) -> &mut Node<W> {
         &mut self.nodes[usize::from(node.0)]
     }
 
     /// What came of the steps since the last call.
-    pub fn take_events(&mut self) -> Vec<Event> {
+    pub fn take_events(&mut self) -> Vec<Event<W>> {
         std::mem::take(&mut self.events)
     }
 
@@ -180,7 +180,7 @@ impl World {
     ///
     /// # Errors
     /// When a promise of the protocol is broken. The world must not be used any further.
-    pub fn step(&mut self, now_ns: u64, step: Step) -> Result<(), Breach> {
+    pub fn step(&mut self, now_ns: u64, step: Step<W>) -> Result<(), Breach> {
         let node = step.node();
         if !self.node(node).alive {
             return Ok(());
@@ -301,7 +301,7 @@ impl World {
         now_ns: u64,
         to: NodeId,
         from: NodeId,
-        message: Message<u64>,
+        message: Message<u64, W>,
     ) -> Result<(), Breach> {
         let page = message.page;
         self.touched.push((to, page));
@@ -345,7 +345,7 @@ impl World {
         &mut self,
         from: NodeId,
         to: NodeId,
-        mut message: Message<u64>,
+        mut message: Message<u64, W>,
         attach_page: bool,
     ) -> Result<(), Breach> {
         let index = message.page.0 as usize;
@@ -490,7 +490,7 @@ impl World {
         let node = &self.nodes[usize::from(id.0)];
         let (mapped, state) = (node.mapped[page.0 as usize], node.engine.state(page));
         let holding = &mut self.index.0[page.0 as usize];
-        let put = |set: &mut NodeSet, is| *set = if is { set.with(id) } else { set.without(id) };
+        let put = |set: &mut NodeSet<W>, is| *set = if is { set.with(id) } else { set.without(id) };
         put(&mut holding.readable, mapped >= State::Shared);
         put(&mut holding.writable, mapped == State::Modified);
         put(&mut holding.shared, state == State::Shared);

@@ -13,7 +13,7 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 
 /// Runs it; `again` is the command that does the same.
 fn run(params: Params, again: &str) -> Totals {
-    let mut sim = Sim::new(params);
+    let mut sim: Sim = Sim::new(params);
     match catch_unwind(AssertUnwindSafe(|| sim.run())) {
         Ok(Ok(())) => sim.totals(),
         Ok(Err(breach)) => panic!("{breach}\nreplay: {again}"),
@@ -188,7 +188,7 @@ fn two_pages_at_once_make_progress() {
     println!("at most {worst:.1} faults an access, which needs two pages");
     assert!(worst < 6.0, "progress, but far too slow");
     let stuck = |&(seed, nodes): &(u64, u16)| {
-        let ended = Sim::new(pairs(seed, nodes, 30_000, true)).run();
+        let ended = Sim::<1>::new(pairs(seed, nodes, 30_000, true)).run();
         matches!(
             ended,
             Err(Breach {
@@ -206,7 +206,7 @@ fn two_pages_at_once_make_progress() {
 #[test]
 fn the_same_seed_does_the_same() {
     let digest = |seed| {
-        let mut sim = Sim::new(Params::from_seed(seed, true));
+        let mut sim: Sim = Sim::new(Params::from_seed(seed, true));
         sim.digest = Some(DefaultHasher::new());
         sim.run().unwrap_or_else(|breach| panic!("{breach}"));
         sim.digest.map(|d| d.finish())
@@ -241,7 +241,7 @@ fn planted_bugs_are_caught() {
                     unchecked_answers,
                     ..Options::new(Size::Small, seed)
                 };
-                Sim::new(options.params().expect("a bug")).run().err()
+                Sim::<1>::new(options.params().expect("a bug")).run().err()
             })
             .collect();
         println!(

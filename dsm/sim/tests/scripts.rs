@@ -57,7 +57,7 @@ fn a_failing_run_becomes_a_short_script() {
             ..Options::new(Size::Small, 5)
         };
         let path = std::env::temp_dir().join(format!("dsm-sim-{}-{bug}", std::process::id()));
-        let mut sim = Sim::recorded(options.params().expect("a bug"), |shape| {
+        let mut sim: Sim = Sim::recorded(options.params().expect("a bug"), |shape| {
             let file = std::fs::File::create(&path).expect("a file");
             Some(Recorder::new(shape, Box::new(file)).expect("writable"))
         });

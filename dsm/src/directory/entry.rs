@@ -8,8 +8,8 @@ const NO_NODE: u16 = u16::MAX;
 
 /// 16 bytes: a node is home to millions of pages.
 #[derive(Clone, Copy, Hash, Debug)]
-pub(super) struct Entry {
-    pub(super) sharers: NodeSet,
+pub(super) struct Entry<const W: usize> {
+    pub(super) sharers: NodeSet<W>,
     owner: u16,
     /// The node whose read was the last transaction, if that was a read.
     last_reader: u16,
@@ -18,10 +18,10 @@ pub(super) struct Entry {
     pub(super) kept: bool,
 }
 
-const _: () = assert!(size_of::<Entry>() <= 16);
+const _: () = assert!(size_of::<Entry<1>>() <= 16);
 
-impl Entry {
-    pub(super) fn new(initial: Initial) -> Entry {
+impl<const W: usize> Entry<W> {
+    pub(super) fn new(initial: Initial) -> Entry<W> {
         let owner = match initial {
             Initial::Owned(node) => node.0,
             Initial::Untouched => NO_NODE,

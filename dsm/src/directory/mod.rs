@@ -41,18 +41,18 @@ enum By {
 
 /// Who was told what on behalf of the current request; kept for retransmission.
 #[derive(Clone, Copy, Hash, Debug)]
-struct Plan {
+struct Plan<const W: usize> {
     by: By,
-    invalidate: NodeSet,
+    invalidate: NodeSet<W>,
     /// The requester's, afterwards.
     state: State,
 }
 
 #[derive(Clone, Hash, Debug)]
-struct Transaction {
+struct Transaction<const W: usize> {
     txn: u64,
     current: Queued,
-    plan: Plan,
+    plan: Plan<W>,
     /// The highest of all requests for the page.
     urgency: u16,
     retry_ns: u64,
@@ -62,9 +62,9 @@ struct Transaction {
 
 /// The directory's entry for a page, for diagnostics.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct View {
+pub struct View<const W: usize = 1> {
     pub owner: Option<NodeId>,
-    pub sharers: NodeSet,
+    pub sharers: NodeSet<W>,
     pub migratory: bool,
     /// The home has the bytes, whether or not it is a sharer.
     pub kept: bool,
@@ -104,7 +104,7 @@ impl Hash for HomeCounters {
 }
 
 #[derive(Clone, Hash, Debug)]
-pub(crate) struct Directory {
+pub(crate) struct Directory<const W: usize> {
     me: NodeId,
     epoch: u32,
     migratory: bool,
@@ -112,8 +112,8 @@ pub(crate) struct Directory {
     discards: bool,
     retransmit_ns: Option<u64>,
     retransmit_ns_max: u64,
-    entries: Vec<Entry>,
-    busy: BTreeMap<PageId, Transaction>,
+    entries: Vec<Entry<W>>,
+    busy: BTreeMap<PageId, Transaction<W>>,
     /// Transactions under way; the smallest is the floor that stale messages lie below.
     outstanding: BTreeSet<u64>,
     next_txn: u64,
@@ -126,8 +126,8 @@ pub(crate) struct Directory {
     pub(crate) counters: HomeCounters,
 }
 
-impl Directory {
-    pub(crate) fn new(config: &Config, homes: &HomeMap) -> Directory {
+impl<const W: usize> Directory<W> {
+    pub(crate) fn new(config: &Config, homes: &HomeMap) -> Directory<W> {
         let entries = homes
             .pages_of(config.me)
             .map(|page| Entry::new(initial(config, homes, page)))
@@ -157,8 +157,8 @@ impl Directory {
         now_ns: u64,
         slot: usize,
         from: NodeId,
-        message: &Message<B>,
-        out: &mut Orders<B>,
+        message: &Message<B, W>,
+        out: &mut Orders<B, W>,
     ) -> Result<(), ProtocolError> {
         let (ask, have_copy, urgency) = match message.kind {
             Kind::Get {
@@ -199,9 +199,9 @@ impl Directory {
         now_ns: u64,
         slot: usize,
         from: NodeId,
-        message: Message<B>,
+        message: Message<B, W>,
         is_here: bool,
-        out: &mut Orders<B>,
+        out: &mut Orders<B, W>,
     ) -> Result<(), ProtocolError> {
         let Kind::Done { state, clean } = message.kind else {
             unreachable!("dispatched by kind")
@@ -270,7 +270,7 @@ impl Directory {
     }
 
     /// Repeats what the current transactions have said, for those whose time has come.
-    pub(crate) fn handle_timeout<B>(&mut self, now_ns: u64, out: &mut Orders<B>) {
+    pub(crate) fn handle_timeout<B>(&mut self, now_ns: u64, out: &mut Orders<B, W>) {
         for (page, ()) in self.timers.expired(now_ns) {
             let Some(transaction) = self.busy.get_mut(&page) else {
                 continue;
@@ -287,7 +287,7 @@ impl Directory {
     }
 
     /// What is known of a page.
-    pub(crate) fn view(&self, slot: usize, page: PageId) -> View {
+    pub(crate) fn view(&self, slot: usize, page: PageId) -> View<W> {
         let entry = &self.entries[slot];
         View {
             owner: entry.owner(),
@@ -299,11 +299,25 @@ impl Directory {
         }
     }
 
+    /// What it takes: for pages, and for what it knows of requesters.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        let requester = size_of::<u64>() + size_of::<BTreeSet<u64>>();
+        let completed: usize = self.completed.iter().map(BTreeSet::len).sum();
+        (
+            self.entries.len() * size_of::<Entry<W>>(),
+            self.floors.len() * requester + completed * size_of::<u64>(),
+        )
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.busy.is_empty()
     }
 
-    fn check_requester<B>(&self, from: NodeId, message: &Message<B>) -> Result<(), ProtocolError> {
+    fn check_requester<B>(
+        &self,
+        from: NodeId,
+        message: &Message<B, W>,
+    ) -> Result<(), ProtocolError> {
         if message.request.node != from {
             return Err(refuse(message, from, "the request is another node's"));
         }
@@ -326,8 +340,8 @@ impl Directory {
         page: PageId,
         from: NodeId,
         get: Queued,
-        message: &Message<B>,
-        out: &mut Orders<B>,
+        message: &Message<B, W>,
+        out: &mut Orders<B, W>,
     ) -> Result<(), ProtocolError> {
         let Some(transaction) = self.busy.get_mut(&page) else {
             unreachable!("busy page")
@@ -357,7 +371,7 @@ impl Directory {
         slot: usize,
         page: PageId,
         mut queue: VecDeque<Queued>,
-        out: &mut Orders<B>,
+        out: &mut Orders<B, W>,
     ) -> Result<(), ProtocolError> {
         match queue.pop_front() {
             Some(get) => self.begin(now_ns, slot, page, get, queue, out),
@@ -373,7 +387,7 @@ impl Directory {
         page: PageId,
         get: Queued,
         queue: VecDeque<Queued>,
-        out: &mut Orders<B>,
+        out: &mut Orders<B, W>,
     ) -> Result<(), ProtocolError> {
         let Some(plan) = self.plan(slot, &get) else {
             // Refusing one request must not strand those behind it.
@@ -412,7 +426,7 @@ impl Directory {
         Ok(())
     }
 
-    fn plan(&mut self, slot: usize, get: &Queued) -> Option<Plan> {
+    fn plan(&mut self, slot: usize, get: &Queued) -> Option<Plan<W>> {
         let entry = self.entries[slot];
         let requester = get.request.node;
         let others = entry.sharers.without(requester);
@@ -471,7 +485,7 @@ impl Directory {
 
     /// Says everything that the current transaction of a page has to say, for the first time or
     /// again.
-    fn announce<B>(&self, page: PageId, out: &mut Orders<B>) {
+    fn announce<B>(&self, page: PageId, out: &mut Orders<B, W>) {
         let Some(transaction) = self.busy.get(&page) else {
             unreachable!("busy page")
         };
@@ -534,7 +548,7 @@ impl Directory {
     }
 
     /// Tells those who may be putting the current transaction off who waits behind it.
-    fn hurry<B>(&mut self, page: PageId, out: &mut Orders<B>) {
+    fn hurry<B>(&mut self, page: PageId, out: &mut Orders<B, W>) {
         let Some(transaction) = self.busy.get(&page) else {
             unreachable!("busy page")
         };
@@ -574,10 +588,10 @@ impl Directory {
         &mut self,
         slot: usize,
         page: PageId,
-        transaction: &Transaction,
+        transaction: &Transaction<W>,
         state: State,
         clean: bool,
-        out: &mut Orders<B>,
+        out: &mut Orders<B, W>,
     ) {
         let entry = &mut self.entries[slot];
         let requester = transaction.current.request.node;
@@ -612,7 +626,11 @@ impl Directory {
     }
 }
 
-fn refuse<B>(message: &Message<B>, from: NodeId, why: &'static str) -> ProtocolError {
+fn refuse<B, const W: usize>(
+    message: &Message<B, W>,
+    from: NodeId,
+    why: &'static str,
+) -> ProtocolError {
     ProtocolError::Unexpected {
         kind: message.kind.name(),
         page: message.page,

@@ -32,58 +32,58 @@ enum Timer {
 
 /// A `Forward`, an `Invalidate` or a `Recall` to be carried out.
 #[derive(Clone, Copy, Hash, Debug)]
-struct Job {
+struct Job<const W: usize> {
     event: Event,
     request: RequestId,
     txn: u64,
     floor: u64,
-    acks: NodeSet,
+    acks: NodeSet<W>,
     urgency: u16,
     arrived_ns: u64,
 }
 
 /// What a grant said.
 #[derive(Clone, Copy, Hash, Debug)]
-struct Granted {
+struct Granted<const W: usize> {
     txn: u64,
     state: State,
-    acks: NodeSet,
+    acks: NodeSet<W>,
     clean: bool,
 }
 
 /// This node's own request for a page.
 #[derive(Clone, Copy, Hash, Debug)]
-struct Pending {
+struct Pending<const W: usize> {
     seq: u64,
     access: Access,
-    grant: Option<Granted>,
+    grant: Option<Granted<W>>,
     /// The transaction that the acknowledgements name.
     acks_txn: u64,
-    acked: NodeSet,
+    acked: NodeSet<W>,
     retry_ns: u64,
 }
 
 #[derive(Clone, Copy, Hash, Debug)]
-enum Change {
+enum Change<const W: usize> {
     /// `done`: the transaction to end; `None` when the node owned the page already.
     Raise {
         to: State,
-        done: Option<Granted>,
+        done: Option<Granted<W>>,
     },
-    Lower(Job),
+    Lower(Job<W>),
 }
 
 /// A page about which something is going on.
 #[derive(Clone, Hash, Debug, Default)]
-struct Active {
+struct Active<const W: usize> {
     waiters: VecDeque<(Access, u32)>,
-    pending: Option<Pending>,
+    pending: Option<Pending<W>>,
     /// Never at the same time as a request for the page.
     evict: Option<Evict>,
     /// The request for it waits for room.
     starved: bool,
-    change: Option<Change>,
-    job: Option<Job>,
+    change: Option<Change<W>>,
+    job: Option<Job<W>>,
     /// Granted, but not yet resumed.
     unresumed: u32,
     /// Pages that a granted thread needs together with this one.
@@ -92,7 +92,7 @@ struct Active {
     hold_until_ns: u64,
 }
 
-impl Active {
+impl<const W: usize> Active<W> {
     fn is_idle(&self, now_ns: u64) -> bool {
         self.waiters.is_empty()
             && self.pending.is_none()
@@ -139,7 +139,7 @@ impl Hash for HolderCounters {
 }
 
 #[derive(Clone, Hash, Debug)]
-pub(crate) struct Holder {
+pub(crate) struct Holder<const W: usize> {
     me: NodeId,
     homes: HomeMap,
     epoch: u32,
@@ -148,7 +148,7 @@ pub(crate) struct Holder {
     retransmit_ns: Option<u64>,
     retransmit_ns_max: u64,
     states: Vec<State>,
-    active: BTreeMap<PageId, Active>,
+    active: BTreeMap<PageId, Active<W>>,
     /// Sequence numbers of `Active::pending`; the smallest is the floor.
     outstanding: BTreeSet<u64>,
     next_seq: u64,
@@ -162,8 +162,8 @@ pub(crate) struct Holder {
     pub(crate) counters: HolderCounters,
 }
 
-impl Holder {
-    pub(crate) fn new(config: &Config, homes: HomeMap, states: Vec<State>) -> Holder {
+impl<const W: usize> Holder<W> {
+    pub(crate) fn new(config: &Config, homes: HomeMap, states: Vec<State>) -> Holder<W> {
         let room = config.foreign_max.map(|max| {
             let mut room = Room::new(max, config.pages);
             let here = |page: &PageId| states[page.0 as usize] != State::Invalid;
@@ -212,7 +212,7 @@ impl Holder {
 
     /// Whether the bytes of the page are of use to this node, apart from what its directory says.
     pub(crate) fn keeps(&self, page: PageId) -> bool {
-        let filled = |active: &Active| {
+        let filled = |active: &Active<W>| {
             active.change.is_some() || active.pending.is_some_and(|p| p.grant.is_some())
         };
         self.held(page) != State::Invalid || self.active.get(&page).is_some_and(filled)
@@ -235,7 +235,7 @@ impl Holder {
         page: PageId,
         access: Access,
         waiter: u32,
-        out: &mut Orders<B>,
+        out: &mut Orders<B, W>,
     ) {
         match access {
             Access::Read => self.counters.read_faults += 1,
@@ -260,7 +260,7 @@ impl Holder {
         now_ns: u64,
         page: PageId,
         since_ns: u64,
-        out: &mut Orders<B>,
+        out: &mut Orders<B, W>,
     ) {
         let Some(active) = self.active.get_mut(&page) else {
             return;
@@ -284,7 +284,7 @@ impl Holder {
     }
 
     /// The mappings of the page have been changed as ordered.
-    pub(crate) fn protected<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) {
+    pub(crate) fn protected<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B, W>) {
         let change = self.active.get_mut(&page).and_then(|a| a.change.take());
         match change {
             None => panic!("protected({page}) without Effect::Protect"),
@@ -307,7 +307,7 @@ impl Holder {
         self.timers.next()
     }
 
-    pub(crate) fn handle_timeout<B>(&mut self, now_ns: u64, out: &mut Orders<B>) {
+    pub(crate) fn handle_timeout<B>(&mut self, now_ns: u64, out: &mut Orders<B, W>) {
         for (page, timer) in self.timers.expired(now_ns) {
             match timer {
                 Timer::Job => self.advance(now_ns, page, out),
@@ -324,7 +324,7 @@ impl Holder {
     }
 
     /// Does whatever has become possible for a page. Every entry point ends here.
-    fn advance<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) {
+    fn advance<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B, W>) {
         self.grant_waiters(now_ns, page, out);
         self.start_job(now_ns, page, out);
         self.start_request(now_ns, page, out);
@@ -335,7 +335,7 @@ impl Holder {
     }
 
     /// Wakes the waiters whose access is allowed, and starts the hold time.
-    fn grant_waiters<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) {
+    fn grant_waiters<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B, W>) {
         let state = self.held(page);
         let Some(active) = self.active.get_mut(&page) else {
             return;
@@ -358,7 +358,7 @@ impl Holder {
             let changes = |page: &PageId| {
                 active
                     .get(page)
-                    .is_some_and(|a: &Active| a.change.is_some())
+                    .is_some_and(|a: &Active<W>| a.change.is_some())
             };
             let here =
                 |page: PageId, access| states[page.0 as usize].allows(access) && !changes(&page);
@@ -393,7 +393,11 @@ impl Holder {
     }
 }
 
-fn refuse<B>(message: &Message<B>, from: NodeId, why: &'static str) -> ProtocolError {
+fn refuse<B, const W: usize>(
+    message: &Message<B, W>,
+    from: NodeId,
+    why: &'static str,
+) -> ProtocolError {
     ProtocolError::Unexpected {
         kind: message.kind.name(),
         page: message.page,

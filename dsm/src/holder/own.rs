@@ -5,13 +5,13 @@ use crate::message::{Kind, Message, ProtocolError};
 use crate::table::{Action, Event, holder};
 use crate::types::{Access, Body, NodeId, NodeSet, PageId, RequestId, State};
 
-impl Holder {
+impl<const W: usize> Holder<W> {
     /// A `Grant` from the supplier or the home.
     pub(crate) fn grant<B>(
         &mut self,
         from: NodeId,
-        message: Message<B>,
-        out: &mut Orders<B>,
+        message: Message<B, W>,
+        out: &mut Orders<B, W>,
     ) -> Result<(), ProtocolError> {
         let Kind::Grant { state, acks, clean } = message.kind else {
             unreachable!("dispatched by kind")
@@ -79,8 +79,8 @@ impl Holder {
     pub(crate) fn invalidate_ack<B>(
         &mut self,
         from: NodeId,
-        message: &Message<B>,
-        out: &mut Orders<B>,
+        message: &Message<B, W>,
+        out: &mut Orders<B, W>,
     ) -> Result<(), ProtocolError> {
         let page = message.page;
         self.check_own(from, message)?;
@@ -107,7 +107,7 @@ impl Holder {
     }
 
     /// Asks for what the remaining waiters need, one request per page at a time.
-    pub(super) fn start_request<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) {
+    pub(super) fn start_request<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B, W>) {
         let state = self.held(page);
         let Some(active) = self.active.get_mut(&page) else {
             return;
@@ -171,7 +171,7 @@ impl Holder {
         }
     }
 
-    pub(super) fn ask_again<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) {
+    pub(super) fn ask_again<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B, W>) {
         let max_ns = self.retransmit_ns_max;
         if self.evict_again(now_ns, page, out) {
             return;
@@ -191,7 +191,7 @@ impl Holder {
     }
 
     /// Whether it is an eviction that the timer is about; asks for it again, if so.
-    fn evict_again<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) -> bool {
+    fn evict_again<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B, W>) -> bool {
         let max_ns = self.retransmit_ns_max;
         let Some(active) = self.active.get_mut(&page) else {
             return false;
@@ -214,7 +214,7 @@ impl Holder {
         true
     }
 
-    fn send_get<B>(&mut self, page: PageId, out: &mut Orders<B>) {
+    fn send_get<B>(&mut self, page: PageId, out: &mut Orders<B, W>) {
         let have_copy = self.held(page) == State::Shared;
         let Pending { seq, access, .. } = *self.pending_mut(page);
         let waiters = self.active.get(&page).into_iter().flat_map(|a| &a.waiters);
@@ -244,7 +244,7 @@ impl Holder {
     }
 
     /// With the page and every acknowledgement here, exposes the page.
-    fn raise_if_complete<B>(&mut self, page: PageId, out: &mut Orders<B>) {
+    fn raise_if_complete<B>(&mut self, page: PageId, out: &mut Orders<B, W>) {
         let current = self.held(page);
         let Some(active) = self.active.get_mut(&page) else {
             return;
@@ -270,7 +270,7 @@ impl Holder {
     }
 
     /// The page is exposed: the request is over.
-    pub(super) fn finish<B>(&mut self, page: PageId, granted: &Granted, out: &mut Orders<B>) {
+    pub(super) fn finish<B>(&mut self, page: PageId, granted: &Granted<W>, out: &mut Orders<B, W>) {
         let seq = self.pending_mut(page).seq;
         self.outstanding.remove(&seq);
         self.timers.clear(page, Timer::Retry);
@@ -297,7 +297,7 @@ impl Holder {
         txn: u64,
         state: State,
         clean: bool,
-    ) -> Order<B> {
+    ) -> Order<B, W> {
         let message = Message {
             epoch: self.epoch,
             page,
@@ -314,7 +314,7 @@ impl Holder {
         }
     }
 
-    fn check_own<B>(&self, from: NodeId, message: &Message<B>) -> Result<(), ProtocolError> {
+    fn check_own<B>(&self, from: NodeId, message: &Message<B, W>) -> Result<(), ProtocolError> {
         let seq = message.request.seq;
         if message.request.node != self.me || seq == 0 || seq >= self.next_seq || message.txn == 0 {
             return Err(refuse(message, from, "names no request of this node"));
@@ -322,7 +322,7 @@ impl Holder {
         Ok(())
     }
 
-    fn pending_mut(&mut self, page: PageId) -> &mut Pending {
+    fn pending_mut(&mut self, page: PageId) -> &mut Pending<W> {
         let pending = self.active.get_mut(&page).and_then(|a| a.pending.as_mut());
         match pending {
             Some(pending) => pending,
@@ -336,11 +336,11 @@ impl Holder {
 }
 
 /// Why a grant cannot be what the home meant, if so.
-fn wrong_grant<B>(
-    pending: &Pending,
+fn wrong_grant<B, const W: usize>(
+    pending: &Pending<W>,
     current: State,
-    message: &Message<B>,
-    acks: NodeSet,
+    message: &Message<B, W>,
+    acks: NodeSet<W>,
     me: NodeId,
     has_it: bool,
 ) -> Option<&'static str> {

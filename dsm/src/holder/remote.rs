@@ -5,14 +5,14 @@ use crate::message::{Kind, Message, ProtocolError};
 use crate::table::{Action, Event, Row, holder};
 use crate::types::{Body, NodeId, NodeSet, PageId, State};
 
-impl Holder {
+impl<const W: usize> Holder<W> {
     /// A `Forward`, an `Invalidate` or a `Recall` from the home of the page.
     pub(crate) fn job<B>(
         &mut self,
         now_ns: u64,
         from: NodeId,
-        message: &Message<B>,
-        out: &mut Orders<B>,
+        message: &Message<B, W>,
+        out: &mut Orders<B, W>,
     ) -> Result<(), ProtocolError> {
         let page = message.page;
         let (event, acks, urgency) = match message.kind {
@@ -68,7 +68,8 @@ impl Holder {
                 return self.answer_again(from, message, &job, part, out);
             }
         }
-        let evicts = |active: &Active| active.evict.is_some_and(|e| e.seq == message.request.seq);
+        let evicts =
+            |active: &Active<W>| active.evict.is_some_and(|e| e.seq == message.request.seq);
         if recalls && !self.active.get(&page).is_some_and(evicts) {
             return Err(refuse(message, from, "this node does not evict the page"));
         }
@@ -99,9 +100,9 @@ impl Holder {
         &mut self,
         now_ns: u64,
         from: NodeId,
-        message: &Message<B>,
+        message: &Message<B, W>,
         urgency: u16,
-        out: &mut Orders<B>,
+        out: &mut Orders<B, W>,
     ) -> Result<(), ProtocolError> {
         if from != self.homes.home(message.page) {
             return Err(refuse(message, from, "not the home of the page"));
@@ -116,7 +117,7 @@ impl Holder {
         page: PageId,
         txn: u64,
         urgency: u16,
-        out: &mut Orders<B>,
+        out: &mut Orders<B, W>,
     ) {
         let job = self.active.get_mut(&page).and_then(|a| a.job.as_mut());
         if let Some(job) = job.filter(|j| j.txn == txn && j.urgency < urgency) {
@@ -126,7 +127,7 @@ impl Holder {
     }
 
     /// Starts the job that waits for the page, unless a local user still has a right to it.
-    pub(super) fn start_job<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) {
+    pub(super) fn start_job<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B, W>) {
         let state = self.held(page);
         let hold_ns_max = self.hold_ns_max;
         let Some(active) = self.active.get_mut(&page) else {
@@ -166,7 +167,13 @@ impl Holder {
     }
 
     /// The page has been lowered as the row says: now, and only now, the answer may leave.
-    pub(super) fn answer<B>(&mut self, page: PageId, row: &Row, job: &Job, out: &mut Orders<B>) {
+    pub(super) fn answer<B>(
+        &mut self,
+        page: PageId,
+        row: &Row,
+        job: &Job<W>,
+        out: &mut Orders<B, W>,
+    ) {
         let before = std::mem::replace(&mut self.states[page.0 as usize], row.next);
         let part = match row.action {
             Action::Supply { grant, clean } => Part::Supplied {
@@ -207,7 +214,7 @@ impl Holder {
         self.evicted();
     }
 
-    fn send_answer<B>(&mut self, page: PageId, job: &Job, part: Part, out: &mut Orders<B>) {
+    fn send_answer<B>(&mut self, page: PageId, job: &Job<W>, part: Part, out: &mut Orders<B, W>) {
         let (kind, floor) = match part {
             Part::Supplied { state, clean } => {
                 self.counters.pages_out += 1;
@@ -255,10 +262,10 @@ impl Holder {
     fn answer_again<B>(
         &mut self,
         from: NodeId,
-        message: &Message<B>,
-        job: &Job,
+        message: &Message<B, W>,
+        job: &Job<W>,
         part: Part,
-        out: &mut Orders<B>,
+        out: &mut Orders<B, W>,
     ) -> Result<(), ProtocolError> {
         match (part, job.event) {
             (Part::Working, _) => Ok(()),

@@ -98,7 +98,7 @@ pub(super) struct Evict {
     pub(super) retry_ns: u64,
 }
 
-impl Holder {
+impl<const W: usize> Holder<W> {
     fn is_foreign(&self, page: PageId) -> bool {
         self.homes.home(page) != self.me
     }
@@ -148,7 +148,7 @@ impl Holder {
     }
 
     /// Lets those in who wait for room, and sees to it that there is some for the next ones.
-    pub(super) fn make_room<B>(&mut self, now_ns: u64, out: &mut Orders<B>) {
+    pub(super) fn make_room<B>(&mut self, now_ns: u64, out: &mut Orders<B, W>) {
         while let Some(room) = &self.room
             && !room.is_full()
             && let Some(&page) = room.waiting.front()
@@ -202,7 +202,7 @@ impl Holder {
 
     /// Whether the page is here and nothing goes on with it.
     pub(crate) fn can_evict(&self, page: PageId) -> bool {
-        let quiet = |active: &super::Active| {
+        let quiet = |active: &super::Active<W>| {
             active.waiters.is_empty()
                 && active.pending.is_none()
                 && active.evict.is_none()
@@ -215,7 +215,7 @@ impl Holder {
     }
 
     /// Asks the home to take the page back. Until it is recalled it stays as it is.
-    pub(crate) fn evict<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B>) {
+    pub(crate) fn evict<B>(&mut self, now_ns: u64, page: PageId, out: &mut Orders<B, W>) {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.outstanding.insert(seq);
@@ -229,7 +229,7 @@ impl Holder {
         self.send_evict(page, seq, out);
     }
 
-    pub(super) fn send_evict<B>(&self, page: PageId, seq: u64, out: &mut Orders<B>) {
+    pub(super) fn send_evict<B>(&self, page: PageId, seq: u64, out: &mut Orders<B, W>) {
         let message = Message {
             epoch: self.epoch,
             page,

@@ -35,7 +35,7 @@ impl Rng {
     /// `txn` a number that the home of the page could have come to.
     fn message(&mut self, seen: &Message<u64>, txn: u64) -> Message<u64> {
         let (state, flag) = (self.state(), self.below(2) == 0);
-        let acks = NodeSet(if self.below(4) > 0 { 0 } else { self.below(64) });
+        let acks = NodeSet([if self.below(4) > 0 { 0 } else { self.below(64) }]);
         let urgency = if self.below(4) == 0 {
             self.below(1 << 16) as u16
         } else {
@@ -204,8 +204,9 @@ fn configurations_that_make_no_sense_are_refused() {
         dsm::Engine::<u64>::new(config).err()
     };
     assert_eq!(refused(&|_| {}), None);
-    assert_eq!(refused(&|c| c.nodes = 0), Some(ConfigError::Nodes(0)));
-    assert_eq!(refused(&|c| c.nodes = 65), Some(ConfigError::Nodes(65)));
+    let nodes = |nodes| Some(ConfigError::Nodes { nodes, max: 64 });
+    assert_eq!(refused(&|c| c.nodes = 0), nodes(0));
+    assert_eq!(refused(&|c| c.nodes = 65), nodes(65));
     assert_eq!(
         refused(&|c| c.me = n(5)),
         Some(ConfigError::Me { me: n(5), nodes: 5 })

@@ -126,7 +126,7 @@ mod tests {
             State::Modified,
         ];
         let (state, urgency) = (states[rng.usize(..4)], rng.u16(..));
-        let acks = NodeSet(rng.u64(..8));
+        let acks = NodeSet([rng.u64(..8)]);
         let kind = match rng.u8(..7) {
             0 => Kind::Get {
                 access: [Access::Read, Access::Write][rng.usize(..2)],

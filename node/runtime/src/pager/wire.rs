@@ -318,7 +318,8 @@ fn encode_page(message: Message<Bytes>) -> (Header, Option<Bytes>) {
     header.flags = flags;
     header.urgency.set(u32::from(urgency));
     header.state = state as u8;
-    header.nodes.set(nodes.0);
+    let [word] = nodes.0;
+    header.nodes.set(word);
     header.page.set(message.page.0);
     header.epoch.set(message.epoch);
     header.requester.set(u32::from(message.request.node.0));
@@ -419,7 +420,7 @@ pub(crate) fn decode(header: &Header, payload: Bytes) -> Result<Frame, WireError
 fn decode_page(header: &Header, payload: Bytes) -> Result<Message<Bytes>, WireError> {
     let kind = header.kind;
     let flag = |flag| header.flags & flag != 0;
-    let acks = NodeSet(header.nodes.get());
+    let acks = NodeSet([header.nodes.get()]);
     let urgency = u16::try_from(header.urgency.get()).map_err(|_| WireError::Value {
         kind,
         what: "urgency",
@@ -508,7 +509,7 @@ mod tests {
             floor: 4,
             kind: Kind::Grant {
                 state: State::Modified,
-                acks: NodeSet(6),
+                acks: NodeSet([6]),
                 clean: true,
             },
             body: Body::Full(Bytes::from(vec![7; PAGE_BYTES])),
