@@ -83,19 +83,51 @@ static void distance(int here, int there, int pages, int stream_pages, int round
 	report(&streamed);
 }
 
+static void bind_to(void *at, size_t size, int node)
+{
+	unsigned long nodes = 1ul << node;
+
+	if (syscall(SYS_mbind, at, size, MPOL_BIND, &nodes, 64ul, 0))
+		fail("mbind");
+}
+
+/* From the CPU `here` to pages of the NUMA node `node`, where pages stay where they are: on a machine whose memory is
+ * as far away as it is, whoever has used it. */
+static void placed(int here, int node, int pages, int stream_pages, int rounds)
+{
+	struct range few = { memory((size_t)pages * PAGE, MAP_PRIVATE), pages };
+	struct range many = { memory((size_t)stream_pages * PAGE, MAP_PRIVATE), stream_pages };
+	struct samples chased, streamed;
+	char chase_name[16], stream_name[16];
+
+	snprintf(chase_name, sizeof(chase_name), "chase%d", node);
+	snprintf(stream_name, sizeof(stream_name), "stream%d", node);
+	chased = samples(chase_name, (size_t)pages * rounds);
+	streamed = samples(stream_name, rounds);
+	pin(here);
+	bind_to(few.at, (size_t)pages * PAGE, node);
+	bind_to(many.at, (size_t)stream_pages * PAGE, node);
+	for (int i = -WARM_UP; i < rounds; i++) {
+		link_pages(few, another_step());
+		memset(many.at, 'a' + (i & 1), (size_t)stream_pages * PAGE);
+		chase(few, i < 0 ? 0 : &chased);
+		in_order(many, i < 0 ? 0 : &streamed);
+	}
+	report(&chased);
+	report(&streamed);
+}
+
 /* Memory that nobody has used yet, of a NUMA node. */
 static void fresh(int here, int node, int pages, int rounds)
 {
 	struct samples s = samples("fresh", (size_t)pages * rounds);
-	unsigned long nodes = 1ul << node;
 	size_t size = (size_t)pages * PAGE;
 
 	pin(here);
 	for (int i = -WARM_UP; i < rounds; i++) {
 		char *at = memory(size, MAP_PRIVATE);
 
-		if (syscall(SYS_mbind, at, size, MPOL_BIND, &nodes, 64ul, 0))
-			fail("mbind");
+		bind_to(at, size, node);
 		for (int page = 0; page < pages; page++) {
 			uint64_t start = cycles();
 

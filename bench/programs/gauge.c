@@ -400,6 +400,9 @@ static int run(int argc, char **argv)
 		net(n[1], n[2]);
 	else if (is(what, "distance") && count == 6)
 		distance(n[1], n[2], n[3], n[4], n[5]);
+	else if (is(what, "placed") && count == 6)
+		for (int node = 0; node < n[2]; node++)
+			placed(n[1], node, n[3], n[4], n[5]);
 	else if (is(what, "fresh") && count == 5)
 		fresh(n[1], n[2], n[3], n[4]);
 	else if (is(what, "stencil") && count == 4)

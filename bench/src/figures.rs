@@ -37,7 +37,7 @@ impl Unit {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Milliseconds => "ms",
             Self::Microseconds => "µs",
@@ -67,6 +67,8 @@ pub(crate) struct Figure {
     aim: Option<f64>,
     /// None where the repetitions do not tell.
     met: Option<bool>,
+    /// Why there is nothing to compare with.
+    note: Option<String>,
 }
 
 impl Figure {
@@ -81,6 +83,7 @@ impl Figure {
             ratio: None,
             aim: None,
             met: None,
+            note: None,
         }
     }
 
@@ -113,6 +116,50 @@ impl Figure {
             span: span.scaled(unit.factor()).summary(),
             ..Self::new(group, name, unit)
         }
+    }
+
+    /// Span's samples beside others that have next to nothing to do with them, and no ratio.
+    pub(crate) fn beside(
+        group: &'static str,
+        name: impl Into<String>,
+        unit: Unit,
+        against: &'static str,
+        reference: &Samples,
+        span: &Samples,
+    ) -> Self {
+        Self {
+            ratio: None,
+            ..Self::compared(group, name, unit, against, reference, span)
+        }
+    }
+
+    /// What others have no samples of, and why.
+    pub(crate) fn missing(
+        group: &'static str,
+        name: impl Into<String>,
+        unit: Unit,
+        against: &'static str,
+        why: &str,
+    ) -> Self {
+        Self {
+            against: Some(against),
+            note: Some(why.into()),
+            ..Self::new(group, name, unit)
+        }
+    }
+
+    pub(crate) fn group(&self) -> &'static str {
+        self.group
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Medians of the other side and of Span.
+    pub(crate) fn medians(&self) -> (Option<f64>, Option<f64>) {
+        let median = |summary: Option<Summary>| summary.map(|summary| summary.median);
+        (median(self.reference), median(self.span))
     }
 
     /// Samples of the host's, for orientation.
@@ -220,7 +267,7 @@ fn row(figure: &Figure) -> [String; 10] {
         (Some(aim), Some(true)) => format!("≤{aim} met"),
         (Some(aim), Some(false)) => format!("≤{aim} missed"),
         (Some(aim), None) => format!("≤{aim} open"),
-        (None, _) => String::new(),
+        (None, _) => figure.note.clone().unwrap_or_default(),
     };
     [
         format!("  {}", figure.name),
@@ -272,6 +319,8 @@ mod tests {
                 Figure::compared("g", "fault", unit, "upstream", &mine, &mine).aim(1.03),
                 Figure::compared("g", "fork", unit, "upstream", &theirs, &noisy).aim(1.03),
                 Figure::alone("h", "moves", Unit::Faults, &samples(&[123.4])),
+                Figure::missing("h", "far", unit, "QEMU", "not installed: qemu"),
+                Figure::beside("h", "near", unit, "QEMU", &mine, &mine),
             ],
         }
     }
@@ -302,6 +351,22 @@ mod tests {
             line("moves"),
             ["moves", "faults", "-", "-", "123", "123", "-"]
         );
+        assert_eq!(
+            line("far")[1..],
+            [
+                "µs",
+                "QEMU",
+                "-",
+                "-",
+                "-",
+                "-",
+                "-",
+                "not",
+                "installed:",
+                "qemu"
+            ]
+        );
+        assert_eq!(line("near")[7..], ["-"]);
         assert!(table.contains("\n\ng\n") && table.contains("\n\nh\n"));
     }
 

@@ -13,6 +13,7 @@ mod figures;
 mod gauge;
 mod interrupt;
 mod measure;
+mod qemu;
 mod samples;
 mod setting;
 
@@ -20,6 +21,7 @@ use clap::{Parser, ValueEnum};
 use error::{Error, Result};
 use figures::{Figure, Report};
 use setting::{Effort, Setting};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -36,6 +38,9 @@ struct Cli {
     /// Fewer repetitions and smaller loops: a look, not a result
     #[arg(long)]
     quick: bool,
+    /// Write plots of the groups that have one to this directory: scale.svg, numa-faults.svg, numa-placement.svg
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
     /// How often each side is run, in turns [default: 5, or 2 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     repetitions: Option<u32>,
@@ -82,6 +87,10 @@ enum Group {
 }
 
 impl Group {
+    fn is_wanted(self, cli: &Cli) -> bool {
+        cli.groups.is_empty() || cli.groups.contains(&self)
+    }
+
     fn measure(self, setting: &Setting) -> Result<Vec<Figure>> {
         match self {
             Self::Boot => measure::boot::measure(setting),
@@ -106,7 +115,7 @@ impl Group {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.check {
-        return ExitCode::SUCCESS;
+        return check(&cli);
     }
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -117,7 +126,46 @@ fn main() -> ExitCode {
     }
 }
 
+/// Says what is to be installed for these groups beside what all need.
+fn check(cli: &Cli) -> ExitCode {
+    if let Err(error) = plots_directory(cli) {
+        eprintln!("bench: {error}");
+        return ExitCode::from(error.exit_code());
+    }
+    if Group::Topologies.is_wanted(cli) {
+        println!("{QEMU}");
+    }
+    ExitCode::SUCCESS
+}
+
+/// What `cargo dev bench` knows QEMU and a kernel for it by.
+const QEMU: &str = "qemu";
+
+fn plots_directory(cli: &Cli) -> Result<()> {
+    match &cli.plots {
+        Some(directory) if !directory.is_dir() => Err(Error::Missing(format!(
+            "--plots {}: not a directory",
+            directory.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Those that there are figures for.
+fn plots(directory: &Path, figures: &[Figure]) -> Result<()> {
+    let mut plots = measure::numa::plots(figures)?;
+    plots.extend(measure::scale::plot(figures)?.map(|plot| ("scale", plot)));
+    for (name, plot) in plots {
+        let path = directory.join(format!("{name}.svg"));
+        let written = std::fs::write(&path, plot);
+        written.map_err(|error| Error::Failed(format!("{}: {error}", path.display())))?;
+        eprintln!("{}", path.display());
+    }
+    Ok(())
+}
+
 fn run(cli: &Cli) -> Result<()> {
+    plots_directory(cli)?;
     interrupt::watch()?;
     let mut effort = if cli.quick {
         Effort::QUICK
@@ -131,7 +179,7 @@ fn run(cli: &Cli) -> Result<()> {
     let mut report = Report::new(&setting);
     let mut outcome = Ok(());
     for &group in Group::value_variants() {
-        if !cli.groups.is_empty() && !cli.groups.contains(&group) {
+        if !group.is_wanted(cli) {
             continue;
         }
         match group.measure(&setting) {
@@ -151,7 +199,16 @@ fn run(cli: &Cli) -> Result<()> {
     } else {
         print!("{}", report.table());
     }
+    if let Some(directory) = &cli.plots {
+        plots(directory, &report.figures)?;
+    }
     outcome
+}
+
+impl From<span_plot::PlotError> for Error {
+    fn from(error: span_plot::PlotError) -> Self {
+        Self::Failed(format!("plot: {error}"))
+    }
 }
 
 impl From<serde_json::Error> for Error {

@@ -45,6 +45,11 @@ impl Samples {
         Self(self.0.iter().map(scaled).collect())
     }
 
+    /// ... less what something else takes; none becomes negative.
+    pub(crate) fn less(&self, cost: f64) -> Self {
+        Self(self.0.iter().map(|group| less(group, cost)).collect())
+    }
+
     /// Of the samples of all repetitions together; `None` if there are none.
     pub(crate) fn summary(&self) -> Option<Summary> {
         let all: Vec<f64> = self.0.iter().flatten().copied().collect();

@@ -167,7 +167,8 @@ impl Setting {
         self.repeat_times(what, self.effort.repetitions * self.effort.parts, work)
     }
 
-    fn repeat_times(
+    /// Does `work` so often.
+    pub(crate) fn repeat_times(
         &self,
         what: &str,
         times: u32,
@@ -247,6 +248,11 @@ impl Setting {
             &self.span_title(arguments),
             up.command(&self.argv(arguments)),
         )
+    }
+
+    /// A file of this run's own.
+    pub(crate) fn work(&self, name: &str) -> PathBuf {
+        self.world.path("work").join(name)
     }
 
     /// A module of Span's kernel where guests find it: a product may lie in /tmp, of which a guest has

@@ -108,6 +108,17 @@ impl<'a> Apt<'a> {
         )))
     }
 
+    /// The package that another one, which has nothing itself, depends on first.
+    pub(crate) fn depends(&self, package: &str) -> Result<String> {
+        let asked = ["show", "--no-all-versions", package];
+        let shown = process::output(&mut self.command("apt-cache", &asked))?;
+        first_dependency(&String::from_utf8_lossy(&shown.stdout)).ok_or_else(|| {
+            let doubt = self.doubt.as_ref();
+            let why = doubt.map_or(String::new(), |why| format!("\n{why}"));
+            Error::NotListed(format!("{} has no {package}{why}", self.uri))
+        })
+    }
+
     /// The .deb of `package`, from the cache if it is there and has the hash that apt lists.
     pub(crate) fn fetch(&self, package: &Package) -> Result<PathBuf> {
         let cache = self.layout.cache();
@@ -295,6 +306,13 @@ fn stanzas(shown: &str, entry: &Accepted) -> Vec<Package> {
     shown.split("\n\n").filter_map(parse).collect()
 }
 
+fn first_dependency(shown: &str) -> Option<String> {
+    let mut lines = shown.lines();
+    let depends = lines.find_map(|line| line.strip_prefix("Depends: "))?;
+    let name = depends.split([' ', ',', '(', '|']).next()?;
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
 /// Debian's order of versions is dpkg's to know ("~" sorts before the end of a version).
 fn sort_newest_first(packages: &mut [Package]) -> Result<()> {
     for end in 1..packages.len() {
@@ -343,6 +361,15 @@ mod tests {
             mirror_by_suite("'http://e/dists/focal/InRelease' e 0 \n"),
             None
         );
+    }
+
+    #[test]
+    fn a_package_of_nothing_names_the_one_that_has_it() {
+        let shown = "Package: linux-image-amd64\nVersion: 6.1\n\
+                     Depends: linux-image-6.1.0-56-amd64 (= 6.1.192-2), other\n";
+        let name = first_dependency(shown).unwrap();
+        assert_eq!(name, "linux-image-6.1.0-56-amd64");
+        assert_eq!(first_dependency("N: Unable to locate package\n"), None);
     }
 
     #[test]

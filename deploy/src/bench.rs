@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
+use crate::emulator;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::prereq;
@@ -13,7 +14,10 @@ use crate::source::Wanted;
 
 const CRATE: &str = "bench";
 
-/// Has `bench` look at its command line and do nothing.
+/// What `bench` says, then, if it wants QEMU as well.
+const QEMU: &[u8] = b"qemu";
+
+/// Has `bench` look at its command line, and do nothing.
 const CHECK: &str = "--check";
 
 /// Does not return if `bench` can be started.
@@ -42,11 +46,20 @@ pub(crate) fn run(
         }
         // Kernels take minutes to build: a wrong option is better told before.
         let mut check = Command::new(&program);
-        let status = check.arg(CHECK).args(arguments).status();
-        let status = status.map_err(spawn_error)?;
-        if !status.success() {
-            refused = Some(status.code().unwrap_or(1));
+        let checked = check.arg(CHECK).args(arguments).stderr(Stdio::inherit());
+        let checked = checked.output().map_err(spawn_error)?;
+        if !checked.status.success() {
+            refused = Some(checked.status.code().unwrap_or(1));
             return Ok(());
+        }
+        if checked.stdout.trim_ascii() == QEMU {
+            match emulator::prepare(builder) {
+                Ok(directory) => {
+                    bench.env("SPAN_QEMU", directory);
+                }
+                // All else can be measured without; the table says what is missing.
+                Err(error) => progress.stage(format!("QEMU: {error}")),
+            }
         }
         let wanted = Wanted::default();
         let main = product::build(builder, &wanted, &layout.product())?;

@@ -12,6 +12,7 @@ mod apt;
 mod base;
 mod bench;
 mod config;
+mod emulator;
 mod error;
 mod initramfs;
 mod kernel;

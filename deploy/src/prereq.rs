@@ -54,6 +54,9 @@ pub(crate) const BUILD: &[Need] = &[
     },
 ];
 
+/// What topologies are looked at in beside Span's guests.
+pub(crate) const EMULATOR: &[Need] = &[program("qemu-system-x86_64", "qemu-system-x86")];
+
 /// What whole-system tests run inside guests, and on the host beside them.
 pub(crate) const TEST: &[Need] = &[
     program("debugfs", "e2fsprogs"),

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::figures::{Figure, Unit};
 use crate::samples::Samples;
 use crate::setting::Setting;
+use span_plot::Bars;
 
 const FAULTS: &str = "NUMA, two nodes with two CPUs each: faults that ask another node, against a guest without NUMA nodes";
 const PLACEMENT: &str =
@@ -109,6 +110,44 @@ fn workloads(setting: &Setting) -> Result<[(&'static str, Vec<String>); 5]> {
     ])
 }
 
+/// Plots of these figures, by name: faults with NUMA nodes and without, times near the memory and on one node.
+pub(crate) fn plots(figures: &[Figure]) -> Result<Vec<(&'static str, String)>> {
+    let of = |group: &str| -> Vec<Bars> {
+        let figures = figures.iter().filter(|figure| figure.group() == group);
+        let bars = figures.filter_map(|figure| {
+            let (theirs, span) = figure.medians();
+            Some(Bars {
+                name: figure.name().into(),
+                values: vec![theirs?, span?],
+            })
+        });
+        bars.collect()
+    };
+    let mut plots = Vec::new();
+    for (file, group, title, unit, sides) in [
+        (
+            "numa-faults",
+            FAULTS,
+            "Faults that ask the other of two nodes",
+            Unit::Faults,
+            [OFF, "NUMA nodes"],
+        ),
+        (
+            "numa-placement",
+            PLACEMENT,
+            "Work on memory that is near",
+            Unit::Milliseconds,
+            [ONE, "two nodes"],
+        ),
+    ] {
+        let groups = of(group);
+        if !groups.is_empty() {
+            plots.push((file, span_plot::bars(title, unit.name(), &sides, &groups)?));
+        }
+    }
+    Ok(plots)
+}
+
 fn faults(setting: &Setting) -> Result<Vec<Figure>> {
     let workloads = workloads(setting)?;
     let none = [Samples::default(), Samples::default()];
@@ -132,4 +171,25 @@ fn faults(setting: &Setting) -> Result<Vec<Figure>> {
         Figure::compared(FAULTS, *name, Unit::Faults, OFF, off, on).aim(1.0)
     };
     Ok(workloads.iter().zip(&counted).map(figure).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_group_that_was_measured_has_a_plot() {
+        let mut samples = Samples::default();
+        samples.add(vec![3.0]);
+        let figure =
+            |group, unit| Figure::compared(group, "messages", unit, OFF, &samples, &samples);
+        assert!(plots(&[]).unwrap().is_empty());
+        let figures = [
+            figure(FAULTS, Unit::Faults),
+            figure(PLACEMENT, Unit::Milliseconds),
+        ];
+        let plots = plots(&figures).unwrap();
+        assert_eq!(plots.len(), 2);
+        assert!(plots[0].1.contains("numa=off") && plots[1].1.contains("one node"));
+    }
 }

@@ -5,13 +5,21 @@ use crate::error::{Error, Result};
 use crate::figures::{Figure, Unit};
 use crate::samples::Samples;
 use crate::setting::{Guest, Setting};
+use span_plot::{Panel, Series};
 use span_tests::Status;
 use std::time::Instant;
 
-const GROUP: &str = "Scale: four CPUs and 256 MiB a node";
+const GROUP: &str = "Scale: 256 MiB a node";
 
-const NODES: [usize; 4] = [2, 4, 8, 16];
-const CPUS: usize = 4;
+const NODES: [usize; 5] = [1, 2, 4, 8, 16];
+/// Of each node.
+const CPUS: usize = 1;
+
+/// What is looked at, as its figure is called.
+const BOOT: &str = "boot";
+const OWN_MEMORY: &str = "a node's own memory";
+const MESSAGES: &str = "messages for a page that is asked for";
+const WAIT: &str = "mean wait in a fault";
 
 #[derive(Debug, Default, Clone)]
 struct Measured {
@@ -31,6 +39,12 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
             let began = Instant::now();
             let guest = setting.guest(&names.join(","), CPUS, &[])?;
             measured.boot.add(vec![began.elapsed().as_nanos() as f64]);
+            if *count == 1 {
+                // Nobody to ask.
+                measured.private.add(private(&setting.status()?)?);
+                guest.end()?;
+                continue;
+            }
             let before = (setting.status()?, messages(&guest)?);
             // A CPU of the second node and one of the last, neither of which is home of all that they use.
             let (here, there) = (CPUS, (count - 1) * CPUS);
@@ -57,23 +71,58 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     })?;
     let mut figures = Vec::new();
     for (count, measured) in NODES.iter().zip(&all) {
-        let (cpus, links) = (count * CPUS, count - 1);
-        let name =
-            |what: &str| format!("{count} nodes, {cpus} CPUs, {links} connections each: {what}");
         let (ms, us) = (Unit::Milliseconds, Unit::Microseconds);
-        let alone = |what, unit, samples| Figure::alone(GROUP, name(what), unit, samples);
+        let alone = |what, unit, samples| Figure::alone(GROUP, name(*count, what), unit, samples);
         figures.extend([
-            alone("boot", ms, &measured.boot),
-            alone("a node's own memory", Unit::Mebibytes, &measured.private),
-            alone(
-                "messages for a page that is asked for",
-                Unit::Messages,
-                &measured.messages,
-            ),
-            alone("mean wait in a fault", us, &measured.fault),
+            alone(BOOT, ms, &measured.boot),
+            alone(OWN_MEMORY, Unit::Mebibytes, &measured.private),
         ]);
+        if *count > 1 {
+            figures.push(alone(MESSAGES, Unit::Messages, &measured.messages));
+            figures.push(alone(WAIT, us, &measured.fault));
+        }
     }
     Ok(figures)
+}
+
+fn name(count: usize, what: &str) -> String {
+    let (cpus, links) = (count * CPUS, count - 1);
+    let nodes = if count == 1 { "node" } else { "nodes" };
+    format!("{count} {nodes}, CPUs: {cpus}, connections of each: {links}; {what}")
+}
+
+/// A plot of these figures, over the number of nodes; `None` if there are none.
+pub(crate) fn plot(figures: &[Figure]) -> Result<Option<String>> {
+    let measured = |what: &str| {
+        let point = |count: &usize| {
+            let name = name(*count, what);
+            let mut all = figures.iter();
+            let figure = all.find(|figure| figure.group() == GROUP && figure.name() == name)?;
+            Some((*count as f64, figure.medians().1?))
+        };
+        NODES.iter().filter_map(point).collect::<Vec<_>>()
+    };
+    if measured(BOOT).is_empty() {
+        return Ok(None);
+    }
+    let panels = [
+        (BOOT, Unit::Milliseconds),
+        (OWN_MEMORY, Unit::Mebibytes),
+        (MESSAGES, Unit::Messages),
+        (WAIT, Unit::Microseconds),
+    ]
+    .map(|(what, unit)| Panel {
+        title: match unit {
+            Unit::Messages => what.into(),
+            unit => format!("{what} ({})", unit.name()),
+        },
+        series: vec![Series {
+            name: "measured".into(),
+            points: measured(what),
+        }],
+    });
+    let title = format!("{GROUP}, CPUs of each: {CPUS}");
+    Ok(Some(span_plot::lines(&title, "nodes", &panels)?))
 }
 
 /// Of all links, both ways.
@@ -96,4 +145,34 @@ fn private(status: &Status) -> Result<Vec<f64>> {
     };
     let all: Option<Vec<f64>> = status.nodes.iter().map(of).collect();
     all.ok_or_else(|| Error::Failed("a node's process cannot be looked at".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_measured_is_plotted() {
+        let samples = |value: f64| {
+            let mut samples = Samples::default();
+            samples.add(vec![value]);
+            samples
+        };
+        let mut figures = Vec::new();
+        assert!(plot(&figures).unwrap().is_none());
+        for count in NODES {
+            for (what, unit) in [
+                (BOOT, Unit::Milliseconds),
+                (OWN_MEMORY, Unit::Mebibytes),
+                (MESSAGES, Unit::Messages),
+                (WAIT, Unit::Microseconds),
+            ] {
+                let samples = samples(count as f64 * 1e9);
+                figures.push(Figure::alone(GROUP, name(count, what), unit, &samples));
+            }
+        }
+        let plot = plot(&figures).unwrap().unwrap();
+        assert_eq!(plot.matches("<circle").count(), 4 * NODES.len());
+        assert!(plot.contains("boot (ms)"), "{plot}");
+    }
 }

@@ -1,8 +1,9 @@
 //! The topologies that come with the program: what a guest's programs wait for memory of each kind of neighbour, against
-//! what the file says of the link.
+//! what the file says of the link, and beside what the same machine takes in QEMU.
 
 use crate::error::{Error, Result};
 use crate::figures::{Figure, Unit};
+use crate::qemu::{self, Qemu, Ran, Way};
 use crate::samples::{Samples, median};
 use crate::setting::Setting;
 use serde_json::Value;
@@ -51,6 +52,24 @@ struct Free {
     streamed: Samples,
 }
 
+/// The CPU of all pairs' first nodes.
+const HERE: u32 = 0;
+
+/// Runs of a machine in QEMU, which boots for as long as all of Span's guests together: it has little to tell.
+const EMULATED_REPETITIONS: u32 = 2;
+
+/// A topology in QEMU, from a CPU of the node from which Span's is looked at.
+#[derive(Debug)]
+struct Emulated {
+    way: Way,
+    nodes: Vec<String>,
+    /// Of each node: a page, and pages in order.
+    fetched: Vec<Samples>,
+    streamed: Vec<Samples>,
+    /// Why there is nothing of that.
+    why: Option<String>,
+}
+
 pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     let mut free = Free::default();
     let mut pairs: Vec<Vec<Pair>> = PAIRS.map(|(_, of)| vec![Pair::default(); of.len()]).into();
@@ -92,33 +111,69 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
         }
         Ok(())
     })?;
-    Ok(figures(&free, &pairs))
+    let emulated: Result<Vec<[Emulated; 2]>> = PAIRS
+        .iter()
+        .map(|(topology, _)| {
+            let [numa, fake] = Way::ALL;
+            Ok([
+                emulate(setting, numa, topology)?,
+                emulate(setting, fake, topology)?,
+            ])
+        })
+        .collect();
+    figures(&free, &pairs, &emulated?)
 }
 
-fn figures(free: &Free, pairs: &[Vec<Pair>]) -> Vec<Figure> {
+/// All nodes' memory from the CPU that the pairs begin with.
+fn emulate(setting: &Setting, way: Way, topology: &str) -> Result<Emulated> {
+    let described = setting.topology(topology)?;
+    let nodes = qemu::nodes(&described);
+    let mut emulated = Emulated {
+        way,
+        fetched: vec![Samples::default(); nodes.len()],
+        streamed: vec![Samples::default(); nodes.len()],
+        nodes,
+        why: None,
+    };
+    let machine = match Qemu::find(setting)? {
+        Ok(machine) => machine,
+        Err(why) => {
+            emulated.why = Some(why);
+            return Ok(emulated);
+        }
+    };
+    let (few, many, rounds) = setting.effort.distance;
+    let numbers = [HERE, emulated.nodes.len() as u32, few, many, rounds];
+    let mut arguments = vec!["placed".to_owned(), setting.khz.clone()];
+    arguments.extend(numbers.map(|number| number.to_string()));
+    let times = setting.effort.repetitions.min(EMULATED_REPETITIONS);
+    setting.repeat_times(&format!("{topology}, {}", way.name()), times, || {
+        match machine.run(way, &described, &arguments)? {
+            Ran::Refused(why) => emulated.why = Some(why),
+            Ran::Measured(outcome) => {
+                for node in 0..emulated.nodes.len() {
+                    let chased = outcome.samples(&format!("chase{node}"))?;
+                    emulated.fetched[node].add(chased);
+                    let streamed = outcome.samples(&format!("stream{node}"))?;
+                    emulated.streamed[node].add(rates(setting, &streamed));
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(emulated)
+}
+
+fn figures(free: &Free, pairs: &[Vec<Pair>], emulated: &[[Emulated; 2]]) -> Result<Vec<Figure>> {
     let (us, mbit) = (Unit::Microseconds, Unit::Megabits);
+    let alone = |name, unit, samples| Figure::alone(GROUP, name, unit, samples);
     let mut figures = vec![
-        Figure::alone(GROUP, "a page of the own node", us, &free.local),
-        Figure::alone(
-            GROUP,
-            "a page of another, on a free link",
-            us,
-            &free.fetched,
-        ),
-        Figure::alone(
-            GROUP,
-            "fresh memory of another, on a free link",
-            us,
-            &free.fresh,
-        ),
-        Figure::alone(
-            GROUP,
-            "pages in order, on a free link",
-            mbit,
-            &free.streamed,
-        ),
+        alone("a page of the own node", us, &free.local),
+        alone("a page of another, on a free link", us, &free.fetched),
+        alone("fresh memory of another, on a free link", us, &free.fresh),
+        alone("pages in order, on a free link", mbit, &free.streamed),
     ];
-    for ((topology, names), pairs) in PAIRS.iter().zip(pairs) {
+    for (((topology, names), pairs), emulated) in PAIRS.iter().zip(pairs).zip(emulated) {
         for ((from, to), pair) in names.iter().zip(pairs) {
             let name = |what| format!("{topology}, {from} of {to}: {what}");
             let (is, of) = (&pair.fetched, &pair.page);
@@ -129,9 +184,76 @@ fn figures(free: &Free, pairs: &[Vec<Pair>]) -> Vec<Figure> {
                 let name = name("pages in order");
                 figures.push(Figure::compared(GROUP, name, mbit, CONFIGURED, of, is));
             }
+            for emulated in emulated {
+                figures.extend(emulated.beside(name, (from, to), pair)?);
+            }
+        }
+        for emulated in emulated {
+            figures.extend(emulated.alone(topology, names[0].0)?);
         }
     }
-    figures
+    Ok(figures)
+}
+
+impl Emulated {
+    /// What QEMU's machine adds where Span's link does, and what it carries there.
+    fn beside(
+        &self,
+        name: impl Fn(&'static str) -> String,
+        (from, to): (&str, &str),
+        pair: &Pair,
+    ) -> Result<Vec<Figure>> {
+        let (us, mbit, against) = (Unit::Microseconds, Unit::Megabits, self.way.name());
+        let added = name("added to a page");
+        if let Some(why) = &self.why {
+            return Ok(vec![Figure::missing(GROUP, added, us, against, why)]);
+        }
+        let (own, other) = (self.node(from)?, self.node(to)?);
+        let own = own.fetched.summary().map_or(0.0, |summary| summary.median);
+        let (of, rate) = (other.fetched.less(own), other.streamed);
+        Ok(vec![
+            Figure::beside(GROUP, added, us, against, &of, &pair.fetched),
+            Figure::beside(
+                GROUP,
+                name("pages in order"),
+                mbit,
+                against,
+                rate,
+                &pair.streamed,
+            ),
+        ])
+    }
+
+    /// The same on its own node.
+    fn alone(&self, topology: &str, from: &str) -> Result<Vec<Figure>> {
+        if self.why.is_some() {
+            return Ok(Vec::new());
+        }
+        let (own, none) = (self.node(from)?, Samples::default());
+        let figure = |what, unit, samples: &Samples| {
+            let name = format!("{topology}, {from} alone: {what}");
+            Figure::beside(GROUP, name, unit, self.way.name(), samples, &none)
+        };
+        Ok(vec![
+            figure("a page", Unit::Microseconds, own.fetched),
+            figure("pages in order", Unit::Megabits, own.streamed),
+        ])
+    }
+
+    fn node(&self, name: &str) -> Result<Memory<'_>> {
+        let at = self.nodes.iter().position(|node| node == name);
+        let at = at.ok_or_else(|| no("memory", name))?;
+        Ok(Memory {
+            fetched: &self.fetched[at],
+            streamed: &self.streamed[at],
+        })
+    }
+}
+
+/// What it is like from where it is looked at.
+struct Memory<'a> {
+    fetched: &'a Samples,
+    streamed: &'a Samples,
 }
 
 fn typical(samples: &[f64]) -> Result<f64> {
