@@ -13,7 +13,7 @@ const GROUP: &str = "Scale: 256 MiB a node";
 
 const NODES: [usize; 5] = [1, 2, 4, 8, 16];
 /// Of each node.
-const CPUS: usize = 1;
+const CPUS: usize = 4;
 
 /// What is looked at, as its figure is called.
 const BOOT: &str = "boot";
