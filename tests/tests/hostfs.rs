@@ -1,7 +1,7 @@
 //! Directories of nodes' hosts in the guest: whose they are, what is written to them, and that nothing beside them is
 //! reached.
 
-use span_tests::{Owner, Up, World, on, python, served, text};
+use span_tests::{Owner, Up, World, on, python, served, text, wait_until};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -97,6 +97,64 @@ fn what_either_side_writes_the_other_sees() {
             "640\nlink\nname\nnumbers\nother\nx\n40952"
         );
     }
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
+fn what_the_host_replaces_is_seen_though_it_is_in_use() {
+    const SEEN_S_MAX: u64 = 5;
+    let world = World::new();
+    let directories = directories(&world);
+    // Seen below the overlay that is the guest's root.
+    let below = world.path("work").join("below");
+    fs::create_dir(&below).expect("a directory");
+    let files = ["replaced", "longer", "removed", "copied"];
+    let places: Vec<(String, PathBuf)> = NODES
+        .into_iter()
+        .zip(&directories)
+        .map(|(node, path)| (format!("/h/{node}"), path.clone()))
+        .chain([(below.display().to_string(), below)])
+        .collect();
+    for (_, path) in &places {
+        for file in files {
+            fs::write(path.join(file), "old\n").expect("a file");
+        }
+    }
+    let guest = three(&world, &directories).detach("replaced");
+    // The last of a guest's changes: what it copied up is its own.
+    on(&guest, "a", &format!("echo mine >>{}/copied", places[3].0));
+    for (place, _) in &places {
+        let hold = format!(
+            "cd {place}; cat replaced longer removed; exec 3<replaced 4<longer 5<removed; \
+                            sleep 1000 >/dev/null 2>&1 &"
+        );
+        let seen = on(&guest, "b", &hold);
+        assert_eq!(seen, "old\nold\nold", "{place}");
+    }
+    for (_, path) in &places {
+        for file in ["replaced", "copied"] {
+            fs::write(path.join("fresh"), "another one\n").expect("a file");
+            fs::rename(path.join("fresh"), path.join(file)).expect("a file in its place");
+        }
+        let longer = fs::File::options().append(true).open(path.join("longer"));
+        std::io::Write::write_all(&mut longer.expect("a file"), b"and new\n").expect("a write");
+        fs::remove_file(path.join("removed")).expect("no file");
+    }
+    for (place, path) in &places {
+        let inode = fs::metadata(path.join("replaced")).expect("a file").ino();
+        let wanted = format!("another one\nold\nand new\n{inode} 12\ngone");
+        for node in NODES {
+            let script = format!(
+                "cd {place}; cat replaced longer; stat -c '%i %s' replaced; cat removed 2>/dev/null || echo gone"
+            );
+            let limit = std::time::Duration::from_secs(SEEN_S_MAX);
+            let seen = wait_until(limit, || on(&guest, node, &script) == wanted);
+            assert!(seen, "{node}: {}", on(&guest, node, &script));
+        }
+    }
+    let copied = format!("cat {}/copied", places[3].0);
+    assert_eq!(on(&guest, "c", &copied), "old\nmine");
     guest.down().expect(0);
     world.assert_clean();
 }
