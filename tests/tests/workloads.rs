@@ -298,3 +298,43 @@ fn pjdfstest_finds_what_is_documented() {
     guest.down().expect(0);
     world.assert_clean();
 }
+
+/// What `stress-ng` does to files.
+const STRESS: &str = "--chmod 1 --dentry 1 --dentries 64 --dir 1 --dup 1 --fallocate 1 --fallocate-bytes 4M --flock 1 \
+    --fpunch 1 --hdd 1 --hdd-bytes 4M --iomix 1 --iomix-bytes 2M --lockf 1 --readahead 1 --readahead-bytes 2M \
+    --rename 1 --seek 1 --seek-size 2M --sync-file 1 --sync-file-bytes 2M --utime 1";
+
+/// These remove 8192 names in the end, however few they had time to make: each is a call to the node that has the
+/// files, and may take milliseconds on a busy machine.
+const STRESS_THAT_ENDS_LATE: &str = "--link 1 --symlink 1";
+
+#[test]
+fn stress_on_files_of_another_node() {
+    const LATE_S_MAX: u64 = 300;
+    let seconds = number("SPAN_FILES_STRESS_S", 2);
+    let stressors = match seconds {
+        0..60 => STRESS.to_string(),
+        _ => format!("{STRESS} {STRESS_THAT_ENDS_LATE}"),
+    };
+    let limit = seconds + LATE_S_MAX;
+    let world = World::lasting(std::time::Duration::from_secs(3 * limit));
+    let guest = three_places(&world, "stress");
+    for place in ["/p", "/m", "/e"] {
+        let (before, log) = (guest.status(), guest.logs());
+        let line =
+            format!("stress-ng --temp-path {place} {stressors} --verify --timeout {seconds} 2>&1");
+        let outcome = guest.exec_within(&["sh", "-c", &line], limit);
+        let said = outcome.expect(0).text();
+        assert!(said.contains("successful run completed"), "{said}");
+        let after = guest.status();
+        after.assert_moved(&before);
+        let crossed = served(&after, "b") - served(&before, "b");
+        assert!(crossed > 20, "b was asked {crossed} times at {place}");
+        guest.assert_quiet_since(&log);
+    }
+    on(&guest, "c", "umount /e");
+    guest.down().expect(0);
+    let image = world.path("work").join("image");
+    host("e2fsck", &["-fn", &image.display().to_string()]);
+    world.assert_clean();
+}
