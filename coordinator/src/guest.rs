@@ -513,7 +513,7 @@ impl Guest {
                 },
                 networks: self.plan.networks.of_node(index),
                 lines: match index {
-                    0 => self.plan.lines.clone().into_iter().collect(),
+                    0 => self.plan.lines.channels(),
                     _ => Vec::new(),
                 },
             })));

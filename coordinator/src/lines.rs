@@ -4,22 +4,23 @@
 //! All see what is written there, and each may type. Credit is given at once: who does not keep up is detached rather
 //! than allowed to hold up the guest or the others, and what is typed and not read is lost, as on any serial line.
 
-use crate::failure::Failure;
-use crate::network::port;
-use crate::options::Place;
+mod descriptors;
+mod ends;
+mod wanted;
+mod window;
+
 use crate::session::{Sessions, locked};
 use crate::stdio::Pipe;
+pub(crate) use ends::Ends;
 use serde::{Deserialize, Serialize};
-use span_api::guest::{LINE_FD_FIRST, descriptor_handle};
-use span_api::line::{Channel, Line};
+use span_api::line::Line;
 use span_api::link::ToAgent;
 use span_api::session::{FromInit, ToInit, WindowSize};
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
+use wanted::Other;
+pub(crate) use wanted::Wanted;
 
 /// Messages waiting for one who is attached, of at most 4 KiB each; and of them.
 const ATTACHED_MESSAGES_MAX: usize = 256;
@@ -30,153 +31,6 @@ const RECENT_BYTES_MAX: usize = 4096;
 
 /// Who is attached to one line.
 const ATTACHED_MAX: usize = 32;
-
-/// `sun_path` of the host, without its NUL.
-const SOCKET_BYTES_MAX: usize = 107;
-
-const ALLOWED: &str =
-    "allowed are console, unix:PATH, port:[ADDRESS:]PORT, pty, pts, null and tty:PATH";
-
-/// The lines that are not the kernel's own business.
-pub(crate) type Wanted = BTreeMap<Line, Channel>;
-
-/// Takes the words that are about lines out of what the user appended, as far as they are not for the kernel.
-pub(crate) fn wanted(appended: &mut Vec<Vec<u8>>, first: &Place) -> Result<Wanted, Failure> {
-    let default = Line::all().filter(|line| line.is_default());
-    let mut all: Wanted = default.map(|line| (line, Channel::Console)).collect();
-    let mut single: BTreeMap<Line, Option<Channel>> = BTreeMap::new();
-    let mut failure = None;
-    appended.retain(|bytes| {
-        let word = String::from_utf8_lossy(bytes).into_owned();
-        let Some((lines, value)) = about(&word) else {
-            return true;
-        };
-        let refused = |why: &str| Failure::usage(format!("--append {word}: {why}"));
-        let channel = match channel(value, first) {
-            Ok(channel) => channel,
-            Err(why) => {
-                failure.get_or_insert(refused(&why));
-                return true;
-            }
-        };
-        let kernel = channel.is_none();
-        match lines {
-            // One is more than all, whichever comes first: so the kernel has it.
-            Lines::One(line) => _ = single.insert(line, channel),
-            Lines::All { serial } => {
-                if matches!(channel, Some(Channel::Unix { .. } | Channel::Port { .. })) {
-                    failure.get_or_insert(refused("one socket cannot be that of all lines"));
-                    return true;
-                }
-                all.retain(|line, _| line.is_serial() != serial);
-                if let Some(channel) = channel {
-                    let lines = Line::all().filter(|line| line.is_serial() == serial);
-                    all.extend(lines.map(|line| (line, channel.clone())));
-                }
-            }
-        }
-        kernel
-    });
-    if let Some(failure) = failure {
-        return Err(failure);
-    }
-    for (line, channel) in single {
-        match channel {
-            Some(channel) => _ = all.insert(line, channel),
-            None => _ = all.remove(&line),
-        }
-    }
-    Ok(all)
-}
-
-/// Kernel arguments for lines that an agent has the other ends of.
-pub(crate) fn arguments(wanted: &Wanted) -> impl Iterator<Item = Vec<u8>> {
-    wanted.keys().map(|line| {
-        let fd = descriptor_handle(0, LINE_FD_FIRST + i32::from(line.index()));
-        format!("{line}=fd:{fd}").into_bytes()
-    })
-}
-
-enum Lines {
-    One(Line),
-    All { serial: bool },
-}
-
-/// The lines that a word is about, and the channel that it gives them.
-fn about(word: &str) -> Option<(Lines, &str)> {
-    let (key, value) = word.split_once('=')?;
-    let lines = match key {
-        "con" => Lines::All { serial: false },
-        "ssl" => Lines::All { serial: true },
-        _ => Lines::One(Line::parse(key)?),
-    };
-    Some((lines, value))
-}
-
-/// A channel that an agent holds; nothing if it is the kernel's. An error is why there is none.
-fn channel(value: &str, first: &Place) -> Result<Option<Channel>, String> {
-    let (kind, rest) = match value.split_once(':') {
-        Some((kind, rest)) => (kind, Some(rest)),
-        None => (value, None),
-    };
-    if value.contains(',') && !value.starts_with("unix:") {
-        let known = |part: &str| part == "null" || part == "none" || part.starts_with("tty:");
-        return match value.split(',').all(known) {
-            true => Ok(None),
-            false => Err("channels for input and output apart are null or tty:PATH".into()),
-        };
-    }
-    match (kind, rest) {
-        ("console", None) => Ok(Some(Channel::Console)),
-        ("pty" | "pts", None) => Ok(Some(Channel::Terminal)),
-        ("null" | "none", None) | ("tty", Some(_)) => Ok(None),
-        ("unix", Some(path)) => {
-            socket(Path::new(path), first)?;
-            let path = path.as_bytes().to_vec();
-            Ok(Some(Channel::Unix { path }))
-        }
-        ("port", Some(text)) => {
-            let (address, number) = text.rsplit_once(':').unwrap_or(("127.0.0.1", text));
-            let address: Option<IpAddr> = match address {
-                "" => Some(Ipv4Addr::LOCALHOST.into()),
-                address => address.trim_matches(['[', ']']).parse().ok(),
-            };
-            match (address, port(number)) {
-                (Some(address), Some(number)) => Ok(Some(Channel::Port {
-                    address: SocketAddr::new(address, number),
-                })),
-                _ => Err("a port is [ADDRESS:]PORT, from 1 to 65535".into()),
-            }
-        }
-        ("xterm", _) => Err(
-            "a guest starts no programs of yours; run `coordinator console NAME LINE` in an xterm"
-                .into(),
-        ),
-        ("fd", _) => Err("a node's process has no descriptors of yours; use unix:PATH".into()),
-        _ => Err(ALLOWED.into()),
-    }
-}
-
-/// Whether a socket may be made there, as far as that can be seen from here.
-fn socket(path: &Path, first: &Place) -> Result<(), String> {
-    let bytes = path.as_os_str().as_bytes();
-    if !path.is_absolute() || bytes.len() > SOCKET_BYTES_MAX {
-        return Err(format!(
-            "a socket's path is absolute and of at most {SOCKET_BYTES_MAX} bytes"
-        ));
-    }
-    if *first != Place::Local {
-        return Ok(());
-    }
-    if path.symlink_metadata().is_ok() {
-        return Err("there is something of this name already".into());
-    }
-    match path.parent().map(std::fs::metadata) {
-        Some(Ok(parent)) if parent.is_dir() => Ok(()),
-        Some(Err(error)) => Err(format!("its directory: {error}")),
-        _ => Err("it is in no directory".into()),
-    }
-}
 
 /// How a line is, for `console --list`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -202,7 +56,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct Attachments {
-    channel: Channel,
+    other: Other,
     /// Of the host's terminal that is its other end.
     terminal: Option<String>,
     recent: VecDeque<u8>,
@@ -213,9 +67,9 @@ struct Attachments {
 
 impl Hub {
     pub(crate) fn new(wanted: &Wanted, sessions: watch::Receiver<Option<Sessions>>) -> Self {
-        let lines = wanted.iter().map(|(line, channel)| {
+        let lines = wanted.lines.iter().map(|(line, other)| {
             let attachments = Attachments {
-                channel: channel.clone(),
+                other: other.clone(),
                 terminal: None,
                 recent: VecDeque::new(),
                 attached: Vec::new(),
@@ -233,6 +87,19 @@ impl Hub {
     /// Where what is typed goes.
     pub(crate) fn connect(&self, agent: mpsc::Sender<ToAgent>) {
         self.0.agent.send_replace(Some(agent));
+    }
+
+    /// Waits until lines can be attached to.
+    async fn connected(&self) {
+        let mut agent = self.0.agent.subscribe();
+        // Its sender is in here.
+        let _ = agent.wait_for(Option::is_some).await;
+    }
+
+    /// Waits until the guest is ready.
+    async fn ready(&self) {
+        let mut sessions = self.0.sessions.clone();
+        let _ = sessions.wait_for(Option::is_some).await;
     }
 
     /// Shows what was written to a line to all who are attached.
@@ -264,8 +131,8 @@ impl Hub {
                 name: line.name(),
                 device: line.device(),
                 channel: match &attachments.terminal {
-                    Some(path) => format!("{}:{path}", attachments.channel),
-                    None => attachments.channel.to_string(),
+                    Some(path) => format!("{}:{path}", attachments.other),
+                    None => attachments.other.to_string(),
                 },
                 attached: attachments.attached.len(),
             }
@@ -354,83 +221,6 @@ impl Hub {
     fn tell_size(&self, line: Line, size: Option<WindowSize>) {
         if let Some(sessions) = &*self.0.sessions.borrow() {
             sessions.resize_line(line, size);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn words(words: &[&str]) -> Result<(Wanted, Vec<String>), Failure> {
-        let mut appended = words.iter().map(|word| word.as_bytes().to_vec()).collect();
-        let wanted = wanted(&mut appended, &Place::Local)?;
-        let left = appended
-            .into_iter()
-            .map(|word| String::from_utf8(word).unwrap());
-        Ok((wanted, left.collect()))
-    }
-
-    fn line(name: &str) -> Line {
-        Line::parse(name).unwrap()
-    }
-
-    #[test]
-    fn lines_are_consoles_unless_it_is_said_otherwise() {
-        let (wanted, left) = words(&["quiet"]).unwrap();
-        assert_eq!(wanted.len(), 16);
-        assert!(wanted.values().all(|channel| *channel == Channel::Console));
-        assert_eq!(left, ["quiet"]);
-        let arguments: Vec<Vec<u8>> = arguments(&wanted).collect();
-        assert_eq!(arguments[0], b"con0=fd:544");
-        assert_eq!(arguments[8], b"ssl0=fd:560");
-
-        let (wanted, left) =
-            words(&["con1=tty:/dev/x", "con=null", "ssl20=pty", "con2=pts"]).unwrap();
-        assert_eq!(left, ["con1=tty:/dev/x", "con=null"]);
-        assert_eq!(wanted.len(), 10);
-        assert_eq!(wanted[&line("ssl20")], Channel::Terminal);
-        assert_eq!(wanted[&line("con2")], Channel::Terminal);
-        assert_eq!(words(&["con=console"]).unwrap().0.len(), 24);
-        assert_eq!(words(&["con3=null,tty:/x"]).unwrap().0.len(), 15);
-    }
-
-    #[test]
-    fn sockets_have_addresses() {
-        let (wanted, left) = words(&[
-            "ssl0=port:9000",
-            "ssl1=port:0.0.0.0:1",
-            "con0=unix:/tmp/none,x",
-        ])
-        .unwrap();
-        assert_eq!(left, Vec::<String>::new());
-        let shown = |name| wanted[&line(name)].to_string();
-        assert_eq!(shown("ssl0"), "port:127.0.0.1:9000");
-        assert_eq!(shown("ssl1"), "port:0.0.0.0:1");
-        assert_eq!(shown("con0"), "unix:/tmp/none,x");
-    }
-
-    #[test]
-    fn channels_that_cannot_be_are_named() {
-        for (word, part) in [
-            ("con1=xterm", "`coordinator console NAME LINE` in an xterm"),
-            ("ssl=fd:3", "no descriptors of yours"),
-            ("con0=null,fd:1", "null or tty:PATH"),
-            ("con0=", "allowed are console"),
-            ("con0=pty:x", "allowed are console"),
-            ("con0=tty", "allowed are console"),
-            ("ssl0=port:", "from 1 to 65535"),
-            ("ssl0=port:0", "from 1 to 65535"),
-            ("ssl0=port:host:9", "from 1 to 65535"),
-            ("con0=unix:x", "absolute"),
-            ("con0=unix:/proc/version", "already"),
-            ("con0=unix:/nonexistent/x", "No such file"),
-            ("con=unix:/tmp/none", "cannot be that of all"),
-            ("ssl=port:9000", "cannot be that of all"),
-        ] {
-            let failure = words(&[word]).unwrap_err();
-            assert_eq!(failure.code, 2);
-            assert!(failure.line.contains(part), "{word}: {}", failure.line);
         }
     }
 }

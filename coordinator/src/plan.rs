@@ -92,7 +92,7 @@ impl Plan {
         let host_root = up.root == "host" && first_is_local;
         let storage = Storage::new(up, &names, &places)?;
         let mut appended = options::appended(up.append.as_deref().unwrap_or_default())?;
-        let lines = lines::wanted(&mut appended, &places[0])?;
+        let lines = lines::Wanted::new(&mut appended, &places[0])?;
         let networks = Networks::new(&up.net, &names)?;
         networks.check_appended(&appended)?;
         let token = token(up, &names, &places)?;
@@ -115,7 +115,7 @@ impl Plan {
         }
         arguments.extend(storage.arguments);
         arguments.extend(networks.arguments());
-        arguments.extend(lines::arguments(&lines));
+        arguments.extend(lines.arguments());
         let bytes: usize = arguments
             .iter()
             .chain(&appended)

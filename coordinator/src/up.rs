@@ -6,6 +6,7 @@ use crate::detach::Waiting;
 use crate::environment;
 use crate::failure::Failure;
 use crate::guest::{Event, Foreground, Guest};
+use crate::lines::Ends;
 use crate::local;
 use crate::output::{Log, say};
 use crate::plan::Plan;
@@ -46,6 +47,7 @@ pub(crate) async fn run(
 pub(crate) struct Started {
     guest: Guest,
     janitor: Option<(local::Agent, UnixStream)>,
+    ends: Ends,
 }
 
 impl Started {
@@ -66,12 +68,20 @@ impl Started {
             }
         };
         let path = run.path().to_path_buf();
+        let (lines, file) = (plan.lines.clone(), log.file().map_err(failed)?);
+        let name = run.name().to_string();
         let guest = Guest::new(plan, run, log, foreground);
         control::serve(&path, guest.events(), guest.ready(), guest.lines())
             .map_err(|error| Failure::cannot(path.display(), error))?;
         watch_signals(&guest.events())
             .map_err(|error| Failure::cannot("signals cannot be watched", error))?;
-        Ok(Self { guest, janitor })
+        let ends = Ends::start(&lines, &guest.lines(), &name, &guest.ready(), &file)
+            .map_err(|error| Failure::cannot("lines cannot be served", error))?;
+        Ok(Self {
+            guest,
+            janitor,
+            ends,
+        })
     }
 
     pub(crate) fn events(&self) -> mpsc::Sender<Event> {
@@ -81,6 +91,7 @@ impl Started {
     /// The guest from its boot to its end; the exit code.
     pub(crate) async fn run(self) -> Result<u8, Failure> {
         let ending = self.guest.run().await;
+        self.ends.end().await;
         terminal::restore();
         if let Some(line) = &ending.line {
             say(line);

@@ -6,7 +6,9 @@ use nix::sys::socket::{
 };
 use nix::unistd::close;
 use sha2::{Digest, Sha256};
-use span_tests::{Guest, Management, SHORT_S_MAX, Up, World, uml_mconsole, wait_until};
+use span_tests::{
+    Guest, Management, SHORT_S_MAX, Up, World, descendants, parent, uml_mconsole, wait_until,
+};
 use std::fmt::Write;
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -291,15 +293,76 @@ fn a_network_device_comes_while_the_guest_runs_and_goes() {
 fn channels_that_cannot_work_are_refused() {
     let world = World::new();
     for (argument, said) in [
-        ("con1=xterm", "`coordinator console NAME LINE`"),
-        ("ssl=fd:3", "no descriptors of yours"),
-        ("con0=null,fd:1", "null or tty:PATH"),
+        ("con1=xterm", "DISPLAY does not say"),
+        ("con=xterm", "one window cannot be that of all lines"),
+        ("xterm=a,b", "PROGRAM[,TITLE-OPTION,EXEC-OPTION]"),
+        ("ssl=fd:9", "one descriptor cannot be that of all lines"),
+        ("ssl0=fd:77", "descriptor 77 is not open"),
+        // Which the shell below opens to read only.
+        ("ssl0=fd:9", "descriptor 9 is not open for writing"),
+        ("con0=null,fd:1", "this command's own"),
+        ("con0=pty,null", "null, tty:PATH or fd:N"),
         ("con0=unix:/proc/version", "already"),
         ("ssl0=port:99999", "1 to 65535"),
     ] {
-        let outcome = Up::three(&world).append(argument).run(&["true"]).expect(2);
+        let script = "exec \"$@\" 9</dev/null";
+        let up = Up::three(&world).append(argument);
+        let outcome = up.through(&["sh", "-c", script, "sh"]).run(&["true"]);
         assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
-        assert_eq!(outcome.stderr.lines().count(), 1);
+        assert_eq!(outcome.expect(2).stderr.lines().count(), 1);
     }
+    world.assert_clean();
+}
+
+#[test]
+fn a_line_can_be_descriptors_of_the_command() {
+    const NUMBERS: usize = 20_000;
+    let world = World::new();
+    let (typed, written) = (world.file("typed", "a word\n"), world.file("written", ""));
+    let script = format!("exec \"$@\" 7<{} 9>>{}", typed.display(), written.display());
+    // Read and written on the node that does not have the line.
+    let command = format!(
+        "taskset -c 2 sh -c 'read word </dev/ttyS1; echo \"got $word\" >/dev/ttyS1; seq {NUMBERS} >/dev/ttyS1'; \
+         cat /proc/span"
+    );
+    let up = Up::three(&world).append("ssl1=fd:7,9").append("con2=null");
+    let running = up.through(&["sh", "-c", &script, "sh"]);
+    let outcome = running.run(&["sh", "-c", &command]).expect(0);
+    assert!(outcome.text().contains("2 2"), "{outcome:?}");
+    let text = fs::read_to_string(&written).expect("what was written");
+    let mut lines = text.lines().skip_while(|line| *line != "got a word");
+    assert_eq!(lines.next(), Some("got a word"), "{text}");
+    let numbers: Vec<&str> = lines.collect();
+    assert_eq!(numbers.len(), NUMBERS);
+    assert_eq!(numbers.last(), Some(&NUMBERS.to_string().as_str()));
+    world.assert_clean();
+}
+
+#[test]
+fn no_process_of_a_guest_has_the_descriptors_of_its_lines() {
+    let world = World::new();
+    let mark = world.file("mark", "");
+    let script = format!("exec \"$@\" 7<>{}", mark.display());
+    let up = Up::three(&world).append("ssl1=fd:7");
+    let guest = up.through(&["sh", "-c", &script, "sh"]).detach("handed");
+    let has = |pid: i32| {
+        let Ok(all) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+            return false;
+        };
+        let mut targets = all.filter_map(|one| fs::read_link(one.ok()?.path()).ok());
+        targets.any(|target| target == mark)
+    };
+    let nodes = guest.status();
+    let guests: Vec<i32> = ["a", "b", "c"].map(|node| nodes.pid(node)).to_vec();
+    let agents: Vec<i32> = guests.iter().map(|pid| parent(*pid)).collect();
+    let up = parent(agents[0]);
+    assert!(has(up), "the descriptor is not where it should be");
+    for pid in guests.into_iter().chain(agents) {
+        assert!(!has(pid), "process {pid} has it");
+        for process in descendants(pid) {
+            assert!(!has(process.pid), "{process:?} has it");
+        }
+    }
+    guest.down().expect(0);
     world.assert_clean();
 }

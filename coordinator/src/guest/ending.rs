@@ -216,9 +216,9 @@ impl Guest {
         if self.plan.places[0] != Place::Local || self.nodes[0].pid.is_none() {
             return;
         }
-        for channel in self.plan.lines.values() {
+        for (_, channel) in self.plan.lines.channels() {
             if let Channel::Unix { path } = channel {
-                let _ = std::fs::remove_file(OsStr::from_bytes(path));
+                let _ = std::fs::remove_file(OsStr::from_bytes(&path));
             }
         }
     }
