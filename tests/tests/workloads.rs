@@ -141,10 +141,12 @@ fn by_chance(guest: &Detached<'_>, program: &str, place: &str, count: u64, more:
     let after = guest.status();
     after.assert_moved(&before);
     let crossed = served(&after, "b") - served(&before, "b");
-    assert!(
-        crossed > count.parse::<u64>().expect("a number") / 4,
-        "{crossed}"
-    );
+    // What is on a disk is in the page cache until it is written back.
+    let least = match place.starts_with("/e") {
+        true => 8,
+        false => count.parse::<u64>().expect("a number") / 4,
+    };
+    assert!(crossed > least, "b was asked {crossed} times at {place}");
     guest.assert_quiet_since(&log);
     seen
 }
