@@ -40,8 +40,6 @@ pub(crate) struct Plan {
     pub(crate) nodes: Vec<NodeSpec>,
     pub(crate) places: Vec<Place>,
     pub(crate) links: Links,
-    /// How the guest's kernel is to see its memory.
-    pub(crate) numa: Numa,
     pub(crate) paging: Paging,
     pub(crate) patient: bool,
     pub(crate) networks: Networks,
@@ -130,7 +128,6 @@ impl Plan {
 
         Ok(Self {
             name: up.name.clone(),
-            numa,
             nodes,
             places,
             links,
