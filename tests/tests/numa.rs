@@ -144,7 +144,7 @@ fn memory_of_another_node_crosses() {
 
 #[test]
 fn no_write_is_lost_while_pages_move_between_nodes() {
-    let moves = number("SPAN_MOVES", 300);
+    let moves = number("SPAN_MOVES", 3000);
     let world = World::new();
     let program = world
         .compile("migrate", include_str!("../programs/migrate.c"))
@@ -153,7 +153,7 @@ fn no_write_is_lost_while_pages_move_between_nodes() {
     let before = guest.status();
     let program = program.display().to_string();
     let outcome = guest
-        .exec_within(&[&program, &moves.to_string(), "3"], 90 + moves / 20)
+        .exec_within(&[&program, &moves.to_string(), "3"], 90 + moves / 50)
         .expect(0);
     guest.status().assert_moved(&before);
     let text = outcome.text();
