@@ -68,6 +68,10 @@ pub(crate) const TEST: &[Need] = &[
     program("javac", "default-jdk-headless"),
     program("modinfo", "kmod"),
     program("numactl", "numactl"),
+    Need {
+        kind: Kind::Library("libnuma.so"),
+        package: "libnuma-dev",
+    },
     program("ps", "procps"),
     program("python3", "python3"),
     program("slirp4netns", "slirp4netns"),
