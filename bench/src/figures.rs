@@ -263,7 +263,9 @@ fn row(figure: &Figure) -> [String; 10] {
         let interval = format!("{:.2}-{:.2}", ratio.low, ratio.high);
         (format!("{:.2}", ratio.median), interval)
     });
-    let aim = match (figure.aim, figure.met) {
+    // An aim like 1 / 1.8 is shown as the ratio beside it is.
+    let aim = figure.aim.map(|aim| (aim * 100.0).round() / 100.0);
+    let aim = match (aim, figure.met) {
         (Some(aim), Some(true)) => format!("≤{aim} met"),
         (Some(aim), Some(false)) => format!("≤{aim} missed"),
         (Some(aim), None) => format!("≤{aim} open"),
