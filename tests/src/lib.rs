@@ -14,6 +14,7 @@
 //!
 //! Guests fill a small machine and ends are timed: worlds exist one at a time.
 
+mod halfway;
 mod leftovers;
 mod long;
 mod management;
@@ -26,6 +27,7 @@ mod up;
 mod upstream;
 mod world;
 
+pub use halfway::Halfway;
 pub use leftovers::{Process, descendants, processes_with};
 pub use long::number;
 pub use management::{Management, uml_mconsole};
