@@ -1,14 +1,14 @@
 //! Derives the build id from the sources of the messages.
 
-use std::{env, fs, path::Path};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 fn main() {
     let source = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("set by cargo")).join("src");
     println!("cargo::rerun-if-changed={}", source.display());
-    let mut files: Vec<_> = fs::read_dir(&source)
-        .expect("the crate has sources")
-        .map(|entry| entry.expect("readable directory").path())
-        .collect();
+    let mut files = files_below(&source);
     files.sort();
     // FNV-1a: two builds must differ by accident only, nobody attacks this.
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
@@ -19,4 +19,16 @@ fn main() {
     }
     let version = env::var("CARGO_PKG_VERSION").expect("set by cargo");
     println!("cargo::rustc-env=SPAN_API_BUILD_ID={version}-{hash:016x}");
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).expect("the crate has sources") {
+        let path = entry.expect("readable directory").path();
+        match path.is_dir() {
+            true => files.extend(files_below(&path)),
+            false => files.push(path),
+        }
+    }
+    files
 }
