@@ -41,6 +41,8 @@ pub use up::{Detached, Guest, Running, Up, on, python, text};
 pub use upstream::{upstream, upstream_with};
 pub use world::{Owner, PATH, World};
 
+use std::time::Duration;
+
 /// Longest wait for a guest to boot and run something short, in seconds. Boots take one second on an
 /// idle machine; a test that needs this long reports a guest that hangs.
 pub const SHORT_S_MAX: u64 = 60;
@@ -50,3 +52,29 @@ pub const TEST_S_MAX: u64 = 900;
 
 /// What the product promises: a guest is gone this long after the event that ends it.
 pub const END_MS_MAX: u64 = 2000;
+
+/// The same of a guest that said this on stderr. Other programs may keep the machine from what it promises: so if it
+/// took longer than that to boot, it may take as long to end.
+pub fn end_max(said: &str) -> Duration {
+    let ready = said.lines().find(|line| line.starts_with("ready "));
+    let booted = ready.and_then(|line| line.strip_suffix(" s")?.rsplit(' ').next());
+    let booted_s = booted.map_or(0.0, |time| time.parse().expect("a time"));
+    Duration::from_millis(END_MS_MAX).max(Duration::from_secs_f64(booted_s))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_may_take_as_long_as_a_slow_boot() {
+        let ready = |time: &str| format!("boot  Linux  1.00 s\nready  span-1  {time} s\nmore\n");
+        for (said, ms) in [
+            (ready("0.91"), END_MS_MAX),
+            (ready("5.26"), 5260),
+            (String::new(), END_MS_MAX),
+        ] {
+            assert_eq!(end_max(&said), Duration::from_millis(ms));
+        }
+    }
+}

@@ -2,7 +2,9 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use span_tests::{END_MS_MAX, Outcome, Running, Spawned, Up, World, parent, processes_with, text};
+use span_tests::{
+    END_MS_MAX, Outcome, Running, Spawned, Up, World, end_max, parent, processes_with, text,
+};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -27,7 +29,7 @@ fn expect_end(
     assert_eq!(lines.len(), usize::from(!said.is_empty()), "{lines:?}");
     assert!(lines.iter().all(|line| line.contains(said)), "{lines:?}");
     assert!(
-        took <= Duration::from_millis(END_MS_MAX),
+        took <= end_max(&outcome.stderr),
         "the guest was there for {took:?} more: {}",
         outcome.stderr
     );
@@ -205,7 +207,7 @@ fn down_ends_the_guest() {
     let running = Up::three(&world).start();
     let event = Instant::now();
     running.guest.down().expect(0);
-    assert!(event.elapsed() <= Duration::from_millis(END_MS_MAX));
+    assert!(event.elapsed() <= end_max(&running.coordinator.stderr()));
     expect_end(&world, running.coordinator, event, 143, "coordinator down");
 }
 
