@@ -1,12 +1,13 @@
 //! Guests: `coordinator up`, and what can be asked of a running one.
 
 use crate::SHORT_S_MAX;
-use crate::process::{Outcome, Spawned};
+use crate::process::{Outcome, Spawned, wait_until};
 use crate::status::Status;
 use crate::world::World;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Options of `coordinator up`.
@@ -258,11 +259,50 @@ impl Guest<'_> {
         self.ask("logs", &[]).expect(0).text()
     }
 
+    /// The kernel log with all that was said until now. It takes another way than what commands say, and from each node
+    /// one of its own: so each is passed by a mark that the node itself wrote.
+    #[track_caller]
+    pub fn whole_log(&self) -> String {
+        static MARKS: AtomicU32 = AtomicU32::new(0);
+        let nodes = self.status().nodes;
+        let nodes = nodes.iter().filter(|node| !node.cpus.is_empty());
+        let mut missing: Vec<_> = nodes.map(|node| (&node.name, node.cpus[0].cpu)).collect();
+        let mut log = String::new();
+        let whole = wait_until(Duration::from_secs(SHORT_S_MAX), || {
+            // A CPU that logs just now may write others' marks, too: then there is another.
+            let mark = format!("span-tests: mark {}", MARKS.fetch_add(1, Relaxed));
+            let marks: String = missing
+                .iter()
+                .map(|(_, cpu)| {
+                    format!("taskset -c {cpu} sh -c 'echo \"<3>{mark}.\" >/dev/kmsg'\n")
+                })
+                .collect();
+            self.sh(&marks);
+            let all_here = || {
+                log = self.logs();
+                log.matches(&format!("{mark}.")).count() == missing.len()
+            };
+            assert!(
+                wait_until(Duration::from_secs(SHORT_S_MAX), all_here),
+                "{mark} is not in: {log}"
+            );
+            let wrote = |name: &str| {
+                let own =
+                    |line: &str| line.starts_with(&format!("{name}: ")) && line.contains(&mark);
+                log.lines().any(own)
+            };
+            missing.retain(|(name, _)| !wrote(name));
+            missing.is_empty()
+        });
+        assert!(whole, "{missing:?} have not logged: {log}");
+        log
+    }
+
     /// What the kernel has logged since its log was `before`. Expects that it had nothing to complain
     /// about.
     #[track_caller]
     pub fn assert_quiet_since(&self, before: &str) -> String {
-        let log = self.logs();
+        let log = self.whole_log();
         let Some(since) = log.strip_prefix(before) else {
             panic!("the log has lost its beginning: {log}");
         };
