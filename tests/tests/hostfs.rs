@@ -397,11 +397,11 @@ fn a_directory_that_is_exchanged_leads_nowhere() {
         .detach("race");
     // Who is in a directory looks for what is in it without a look at the way there.
     let script = "import os,time,collections\n\
-        seen=collections.Counter()\nend=time.time()+3\n\
+        seen=collections.Counter()\nend=time.time()+3\nboth=lambda: {type(k) for k in seen}=={str,int}\n\
         while os.getcwd()!='/h/sub':\n \
           try: os.chdir('/h/sub')\n \
           except OSError: pass\n\
-        while time.time()<end:\n \
+        while time.time()<end or not both():\n \
           try:\n  seen[open('name').read()]+=1\n \
           except OSError as e: seen[e.errno]+=1\n \
           try:\n  open('made','w').close();os.unlink('made')\n \

@@ -1,6 +1,6 @@
 //! Guests with more memory than a node may hold.
 
-use span_tests::{Guest, Node, Up, World, number};
+use span_tests::{Guest, Node, Outcome, Spawned, Up, World, number};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -42,9 +42,10 @@ fn file_bytes(pid: i32) -> u64 {
 fn watch(guest: &Guest, command: &[&str], limit_bytes: u64, seconds: u64) -> (String, Vec<u64>) {
     let mut program = guest.begin(command);
     program.feed(Vec::new());
+    let mut program: Result<Outcome, Spawned> = Err(program);
     let began = Instant::now();
     let mut most = Vec::new();
-    let outcome = loop {
+    loop {
         let status = guest.status();
         most.resize(status.nodes.len(), 0);
         for (node, most) in status.nodes.iter().zip(&mut most) {
@@ -60,13 +61,15 @@ fn watch(guest: &Guest, command: &[&str], limit_bytes: u64, seconds: u64) -> (St
             }
             *most = taken.max(*most);
         }
-        match program.try_wait(Duration::from_millis(100)) {
-            Ok(outcome) => break outcome,
-            Err(running) => program = *running,
-        }
+        // Also when it is over: what the nodes took they keep.
+        program = match program {
+            Ok(outcome) => return (outcome.expect(0).text(), most),
+            Err(running) => running
+                .try_wait(Duration::from_millis(100))
+                .map_err(|running| *running),
+        };
         assert!(began.elapsed().as_secs() < seconds, "no end");
-    };
-    (outcome.expect(0).text(), most)
+    }
 }
 
 fn evicted(node: &Node) -> u64 {
