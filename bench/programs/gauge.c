@@ -358,7 +358,7 @@ static int run(int argc, char **argv)
 	const char *what = argv[1];
 	int marks = is(argv[argc - 1], "marks"), apart = is(argv[argc - 1], "apart");
 	const char *path = 0;
-	int n[6], count = 0;
+	int n[7], count = 0;
 
 	for (int i = 2; i < argc - marks - apart; i++) {
 		if ((is(what, "kernel") || is(what, "hostfs")) && count == 3 && !path) {
@@ -398,8 +398,8 @@ static int run(int argc, char **argv)
 		ubd(n[1], n[2]);
 	else if (is(what, "net") && count == 3)
 		net(n[1], n[2]);
-	else if (is(what, "distance") && count == 6)
-		distance(n[1], n[2], n[3], n[4], n[5]);
+	else if (is(what, "distance") && count == 7)
+		distance(n[1], n[2], n[3], n[4], n[5], n[6]);
 	else if (is(what, "placed") && count == 6)
 		for (int node = 0; node < n[2]; node++)
 			placed(n[1], node, n[3], n[4], n[5]);

@@ -361,10 +361,17 @@ impl Setting {
         Gauge::run_with_marks(&self.span_title(arguments), command, |_| Ok(()))
     }
 
-    /// The gauge in a guest with these options, on the CPU `here` with memory that `there` has written.
-    pub(crate) fn span_distance(&self, options: &[&str], here: u64, there: u64) -> Result<Outcome> {
+    /// The gauge in a guest with these options, on the CPU `here` with memory that `there` has written, of the node of
+    /// the CPU `home`.
+    pub(crate) fn span_distance(
+        &self,
+        options: &[&str],
+        here: u64,
+        there: u64,
+        home: u64,
+    ) -> Result<Outcome> {
         let (few, many, rounds) = self.effort.distance;
-        let numbers = [here, there, few.into(), many.into(), rounds.into()];
+        let numbers = [here, there, home, few.into(), many.into(), rounds.into()];
         self.span_far("distance", options, &numbers)
     }
 

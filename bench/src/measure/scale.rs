@@ -46,10 +46,18 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
                 continue;
             }
             let before = (setting.status()?, messages(&guest)?);
-            // A CPU of the second node and one of the last, neither of which is home of all that they use.
+            // A CPU of the second node and one of the last; where there are three, the first is home of what they use.
             let (here, there) = (CPUS, (count - 1) * CPUS);
             let there = if there == here { 0 } else { there };
-            let numbers = [here, there, few as usize, many as usize, rounds as usize];
+            let home = 0;
+            let numbers = [
+                here,
+                there,
+                home,
+                few as usize,
+                many as usize,
+                rounds as usize,
+            ];
             let mut argv = vec![
                 setting.gauge().to_string(),
                 "distance".into(),

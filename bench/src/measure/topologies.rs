@@ -27,6 +27,14 @@ const PAIRS: [(&str, &[(&str, &str)]); 6] = [
     ("far-memory", &[("near", "far")]),
 ];
 
+/// A page whose home is a third node, where a topology has one that is as far as any: who reads, who has written, whose
+/// memory it is.
+const THIRDS: [(&str, [&str; 3]); 3] = [
+    ("four-sockets", ["s0", "s3", "s1"]),
+    ("ring-of-8", ["r0", "r4", "r2"]),
+    ("two-rack-cluster", ["r1n1", "r1n2", "r2n1"]),
+];
+
 /// What a link adds to the fetch of a page, and carries.
 #[derive(Debug, Clone, Copy)]
 struct Link {
@@ -73,13 +81,15 @@ struct Emulated {
 pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     let mut free = Free::default();
     let mut pairs: Vec<Vec<Pair>> = PAIRS.map(|(_, of)| vec![Pair::default(); of.len()]).into();
+    let mut thirds = vec![Pair::default(); THIRDS.len()];
     setting.repeat("topologies", || {
         let two = ["--nodes", "a,b", "--cpus", "1", "--mem", "512M"];
+        let three = ["--nodes", "a,b,c", "--cpus", "1", "--mem", "256M"];
         free.local
-            .add(setting.span_distance(&two, 0, 0)?.samples("chase")?);
-        let remote = setting.span_distance(&two, 0, 1)?;
+            .add(setting.span_distance(&two, 0, 0, 0)?.samples("chase")?);
+        let remote = setting.span_distance(&two, 0, 1, 1)?;
         let fetched_ns = remote.samples("chase")?;
-        let fresh_ns = setting.span_fresh(&two, 0, 1)?.samples("fresh")?;
+        let fresh_ns = setting.span_fresh(&two, 0, 1)?.samples("chase")?;
         let (floor_ns, fresh_floor_ns) = (typical(&fetched_ns)?, typical(&fresh_ns)?);
         free.fetched.add(fetched_ns);
         free.fresh.add(fresh_ns);
@@ -92,7 +102,7 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
                 let here = cpu(&described, from)?.ok_or_else(|| no("CPU", from))?;
                 let added_ns = match cpu(&described, to)? {
                     Some(there) => {
-                        let outcome = setting.span_distance(&options, here, there)?;
+                        let outcome = setting.span_distance(&options, here, there, there)?;
                         pair.streamed
                             .add(rates(setting, &outcome.samples("stream")?));
                         typical(&outcome.samples("chase")?)? - floor_ns
@@ -100,7 +110,7 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
                     None => {
                         let node = index(&described, to)?;
                         let outcome = setting.span_fresh(&options, here, node)?;
-                        typical(&outcome.samples("fresh")?)? - fresh_floor_ns
+                        typical(&outcome.samples("chase")?)? - fresh_floor_ns
                     }
                 };
                 let link = link(&described, from, to)?;
@@ -108,6 +118,21 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
                 pair.fetched.add(vec![added_ns.max(0.0)]);
                 pair.bandwidth.add(link.bandwidth_bps.into_iter().collect());
             }
+        }
+        let free_ns = typical(&setting.span_distance(&three, 0, 1, 2)?.samples("chase")?)?;
+        for ((topology, names), pair) in THIRDS.iter().zip(&mut thirds) {
+            let described = setting.topology(topology)?;
+            let cpus = names.map(|name| cpu(&described, name)?.ok_or_else(|| no("CPU", name)));
+            let [here, there, home] = cpus;
+            let outcome = setting.span_distance(&["--topology", topology], here?, there?, home?)?;
+            let added_ns = typical(&outcome.samples("chase")?)? - free_ns;
+            let [here, there, home] = names.map(|name| name);
+            pair.page.add(vec![
+                one_way(&described, here, home)?.latency_ns
+                    + one_way(&described, home, there)?.latency_ns
+                    + one_way(&described, there, here)?.page_ns(),
+            ]);
+            pair.fetched.add(vec![added_ns.max(0.0)]);
         }
         Ok(())
     })?;
@@ -121,7 +146,14 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
             ])
         })
         .collect();
-    figures(&free, &pairs, &emulated?)
+    let mut figures = figures(&free, &pairs, &emulated?)?;
+    for ((topology, [here, there, home]), pair) in THIRDS.iter().zip(&thirds) {
+        let name = format!("{topology}, {here} of {home}, written by {there}: added to a page");
+        let (is, of) = (&pair.fetched, &pair.page);
+        let added = Figure::compared(GROUP, name, Unit::Microseconds, CONFIGURED, of, is);
+        figures.push(added.aim(RATIO_MAX));
+    }
+    Ok(figures)
 }
 
 /// All nodes' memory from the CPU that the pairs begin with.
@@ -170,7 +202,7 @@ fn figures(free: &Free, pairs: &[Vec<Pair>], emulated: &[[Emulated; 2]]) -> Resu
     let mut figures = vec![
         alone("a page of the own node", us, &free.local),
         alone("a page of another, on a free link", us, &free.fetched),
-        alone("fresh memory of another, on a free link", us, &free.fresh),
+        alone("a fresh page of another, on a free link", us, &free.fresh),
         alone("pages in order, on a free link", mbit, &free.streamed),
     ];
     for (((topology, names), pairs), emulated) in PAIRS.iter().zip(pairs).zip(emulated) {
@@ -290,19 +322,35 @@ fn cpu(described: &Value, node: &str) -> Result<Option<u64>> {
 
 /// A request goes one way, the page the other.
 fn link(described: &Value, from: &str, to: &str) -> Result<Link> {
-    let one_way = |from: &str, to: &str| {
-        let mut links = described["links"].as_array().into_iter().flatten();
-        let link = links.find(|it| it["from"] == from && it["to"] == to);
-        let link = link.ok_or_else(|| no("link", to))?;
-        let latency = link["latency_ns"].as_f64();
-        let latency = latency.ok_or_else(|| no("latency", to))?;
-        Ok::<_, Error>((latency, link["bandwidth_bps"].as_f64()))
-    };
-    let (there_ns, _) = one_way(from, to)?;
-    let (back_ns, bandwidth_bps) = one_way(to, from)?;
-    let carried_ns = bandwidth_bps.map_or(0.0, |bps| PAGE_BITS / bps * NS_A_SECOND);
+    let (there, back) = (one_way(described, from, to)?, one_way(described, to, from)?);
     Ok(Link {
-        page_ns: there_ns + back_ns + carried_ns,
-        bandwidth_bps,
+        page_ns: there.latency_ns + back.page_ns(),
+        bandwidth_bps: back.bandwidth_bps,
+    })
+}
+
+/// One direction.
+#[derive(Debug, Clone, Copy)]
+struct OneWay {
+    latency_ns: f64,
+    bandwidth_bps: Option<f64>,
+}
+
+impl OneWay {
+    /// Of a page.
+    fn page_ns(self) -> f64 {
+        let carried = |bps: f64| PAGE_BITS / bps * NS_A_SECOND;
+        self.latency_ns + self.bandwidth_bps.map_or(0.0, carried)
+    }
+}
+
+fn one_way(described: &Value, from: &str, to: &str) -> Result<OneWay> {
+    let mut links = described["links"].as_array().into_iter().flatten();
+    let link = links.find(|it| it["from"] == from && it["to"] == to);
+    let link = link.ok_or_else(|| no("link", to))?;
+    let latency = link["latency_ns"].as_f64();
+    Ok(OneWay {
+        latency_ns: latency.ok_or_else(|| no("latency", to))?,
+        bandwidth_bps: link["bandwidth_bps"].as_f64(),
     })
 }
