@@ -11,6 +11,7 @@ use span_plot::Bars;
 const FAULTS: &str = "NUMA, two nodes with two CPUs each: faults that ask another node, against a guest without NUMA nodes";
 const PLACEMENT: &str =
     "NUMA, two nodes with a CPU each: work on memory that is near, against one node with one CPU";
+const HOST: &str = "NUMA, the same stencil on the host: two threads, against one";
 const OFF: &str = "numa=off";
 const ONE: &str = "one node";
 
@@ -54,12 +55,19 @@ fn placement(setting: &Setting) -> Result<Vec<Figure>> {
     let (pages, rounds) = setting.effort.stencil;
     let (pages, rounds) = (pages.to_string(), rounds.to_string());
     let mut stencil = [Samples::default(), Samples::default()];
+    let mut host = [Samples::default(), Samples::default()];
     let mut alone = [Samples::default(), Samples::default()];
     setting.repeat("work near its memory", || {
         let work = ["stencil", &setting.khz, "1", &pages, &rounds];
         stencil[0].add(setting.span("a", 1, &work)?.samples("stencil")?);
         let work = ["stencil", &setting.khz, THREADS, &pages, &rounds];
         stencil[1].add(setting.span("a,b", 1, &work)?.samples("stencil")?);
+        if setting.host_cpus > 1 {
+            for (threads, samples) in ["1", THREADS].into_iter().zip(&mut host) {
+                let work = ["stencil", &setting.khz, threads, &pages, &rounds];
+                samples.add(setting.host(&work)?.samples("stencil")?);
+            }
+        }
         let work = ["alone", &setting.khz, "0", &pages, &rounds];
         alone[0].add(setting.span("a", 1, &work)?.samples("alone")?);
         let work = ["alone", &setting.khz, "1", &pages, &rounds];
@@ -70,10 +78,16 @@ fn placement(setting: &Setting) -> Result<Vec<Figure>> {
     let figure = |name, samples: &[Samples; 2]| {
         Figure::compared(PLACEMENT, name, ms, ONE, &samples[0], &samples[1])
     };
-    Ok(vec![
+    let mut figures = vec![
         figure("a stencil, a thread on each node", &stencil).aim(STENCIL_RATIO_MAX),
         figure("a process on the second node", &alone).aim(ALONE_RATIO_MAX),
-    ])
+    ];
+    if setting.host_cpus > 1 {
+        let [one, two] = &host;
+        let floor = Figure::compared(HOST, "a stencil, two threads", ms, "one thread", one, two);
+        figures.push(floor);
+    }
+    Ok(figures)
 }
 
 /// A name, and what is run.
@@ -86,7 +100,7 @@ fn workloads(setting: &Setting) -> Result<[(&'static str, Vec<String>); 5]> {
         (
             "compiling, four at a time",
             shell(format!(
-                "for n in 1 2 3 4 5 6 7 8; do echo $n; done | xargs -P4 -I{{}} gcc -O1 -c {source} -o /tmp/{{}}.o"
+                "for n in 1 2 3 4; do echo $n; done | xargs -P4 -I{{}} gcc -O1 -c {source} -o /tmp/{{}}.o"
             )),
         ),
         (
@@ -104,7 +118,7 @@ fn workloads(setting: &Setting) -> Result<[(&'static str, Vec<String>); 5]> {
         (
             "fork and exec on four CPUs",
             shell(format!(
-                "for c in 0 1 2 3; do taskset -c $c sh -c 'for i in $(seq 30); do {gauge} nothing; done' & done; wait"
+                "for c in 0 1 2 3; do taskset -c $c sh -c 'for i in $(seq 15); do {gauge} nothing; done' & done; wait"
             )),
         ),
     ])
