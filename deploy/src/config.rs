@@ -6,10 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{At, Result, invalid};
+use crate::kernel::Variant;
 use crate::layout;
 
 /// Symbols of our own Kconfig, which a plain upstream tree does not know.
 const OURS: &str = "span.config";
+
+/// What only a kernel that counts executed lines has.
+const COUNTING: &str = "gcov.config";
 
 #[derive(Debug)]
 pub(crate) struct Fragments {
@@ -25,8 +29,13 @@ struct Request {
     fragment: PathBuf,
 }
 
-/// Reads `kernel/config/*.config`; `upstream` leaves out the fragment with our own symbols.
-pub(crate) fn read(root: &Path, upstream: bool) -> Result<Fragments> {
+/// Reads `kernel/config/*.config`, as far as `variant` wants them.
+pub(crate) fn read(root: &Path, variant: &Variant) -> Result<Fragments> {
+    let left_out: &[&str] = match variant {
+        Variant::Span => &[COUNTING],
+        Variant::Counting(_) => &[],
+        Variant::Upstream => &[COUNTING, OURS],
+    };
     let dir = root.join("kernel/config");
     let mut fragments = Fragments {
         requests: BTreeMap::new(),
@@ -36,7 +45,7 @@ pub(crate) fn read(root: &Path, upstream: bool) -> Result<Fragments> {
         let is_fragment = name
             .extension()
             .is_some_and(|extension| extension == "config");
-        if !is_fragment || (upstream && name == Path::new(OURS)) {
+        if !is_fragment || left_out.iter().any(|out| name == Path::new(out)) {
             continue;
         }
         let path = dir.join(&name);

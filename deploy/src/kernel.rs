@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::config::{self, Fragments};
-use crate::error::{At, Result, broken};
+use crate::error::{At, Result, broken, invalid};
 use crate::layout::{self, Layout};
 use crate::prereq;
 use crate::process;
@@ -35,10 +35,12 @@ const ENVIRONMENT_REMOVED: &[&str] = &[
     "W",
 ];
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug)]
 pub(crate) enum Variant {
     /// With overlay and series, linked to libnode.so.
     Span,
+    /// The same, and what is below these directories counts how often its lines are executed.
+    Counting(Vec<String>),
     /// The same version and configuration as its authors wrote it.
     Upstream,
 }
@@ -61,37 +63,47 @@ pub(crate) struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    pub(crate) fn kernel(&self, wanted: &Wanted, variant: Variant) -> Result<Kernel> {
+    pub(crate) fn kernel(&self, wanted: &Wanted, variant: &Variant) -> Result<Kernel> {
         let source = source::obtain(self.layout, self.progress, self.lock, wanted)?;
         let (tree, tree_hash, out) = match variant {
             Variant::Upstream => {
                 let out = format!("{}-upstream", source.id);
                 (source.dir.clone(), source.id.clone(), out)
             }
-            Variant::Span => {
+            Variant::Span | Variant::Counting(_) => {
                 let tree = tree::prepare(self.layout, self.progress, self.lock, &source)?;
-                (tree.dir, tree.hash, source.id.clone())
+                let out = match variant {
+                    Variant::Counting(_) => format!("{}-gcov", source.id),
+                    _ => source.id.clone(),
+                };
+                (tree.dir, tree.hash, out)
             }
         };
         let out = self.layout.kernel().join("out").join(out);
-        let fragments = config::read(&self.layout.root, variant == Variant::Upstream)?;
+        let fragments = config::read(&self.layout.root, variant)?;
         let interface = match variant {
-            Variant::Span => self.link_directory()?,
             Variant::Upstream => String::new(),
+            _ => self.link_directory()?,
         };
+        let counting: &[String] = match variant {
+            Variant::Counting(directories) => directories,
+            _ => &[],
+        };
+        check_directories(counting, &tree)?;
         let hash = Stamp::default()
             .add("tree", &tree_hash)
             .add("config", &fragments.text)
             .add("compiler", prereq::compiler()?)
             .add("libnode", &interface)
+            .add("counting", counting.join(","))
             .hex();
         let linux = out.join("linux");
         let kernel = |out: &Path| -> Result<Kernel> {
             Ok(Kernel {
                 linux: out.join("linux"),
                 modules: match variant {
-                    Variant::Span => modules(out)?,
                     Variant::Upstream => Vec::new(),
+                    _ => modules(out)?,
                 },
                 series: source.series.clone(),
             })
@@ -110,12 +122,13 @@ impl Builder<'_> {
             tree,
             timestamp: build_time(&source)?,
             out,
+            counting,
         };
         make.configure(&fragments)?;
         make.relink_if_changed(&interface)?;
         make.build(match variant {
-            Variant::Span => &["linux", "modules"],
             Variant::Upstream => &["linux"],
+            _ => &["linux", "modules"],
         })?;
         stamp::write_atomic(&stamp, &hash)?;
         kernel(&make.out)
@@ -148,6 +161,8 @@ struct Make<'a> {
     tree: PathBuf,
     out: PathBuf,
     timestamp: String,
+    /// Directories of what counts how often its lines are executed.
+    counting: &'a [String],
 }
 
 impl Make<'_> {
@@ -216,6 +231,7 @@ impl Make<'_> {
             .arg("ARCH=um")
             .arg(joined("SPAN_LIBNODE_DIR=", &self.builder.libnode()))
             .arg(format!("-j{jobs}"))
+            .args((!self.counting.is_empty()).then(|| counting_variable(self.counting)))
             .args(targets)
             .env("LC_ALL", "C")
             // The same inputs give the same file on every host: nodes compare it when they join.
@@ -233,9 +249,35 @@ fn joined(variable: &str, path: &Path) -> std::ffi::OsString {
     argument
 }
 
-fn title(source: &Source, variant: Variant) -> String {
+/// Whether all of `directories` are in the kernel's tree.
+fn check_directories(directories: &[String], tree: &Path) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-/".contains(c);
+    for directory in directories {
+        let relative = !directory.starts_with('/') && directory.chars().all(plain);
+        if directory.is_empty() || !relative || !tree.join(directory).is_dir() {
+            return Err(invalid(format!(
+                "--gcov {directory}: not a directory of the kernel's source, as mm and fs/hostfs are"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// kbuild's switch, which Makefiles set for whole directories: on for what is linked into the kernel from
+/// below `directories`.
+fn counting_variable(directories: &[String]) -> String {
+    let below: Vec<String> = directories
+        .iter()
+        .map(|directory| format!("{}/%", directory.trim_end_matches('/')))
+        .collect();
+    let below = below.join(" ");
+    format!("GCOV_PROFILE=$(if $(and $(is-kernel-object),$(filter {below},$(obj)/)),y,n)")
+}
+
+fn title(source: &Source, variant: &Variant) -> String {
     match variant {
         Variant::Span => format!("kernel {}", source.version),
+        Variant::Counting(_) => format!("kernel {} with gcov", source.version),
         Variant::Upstream => format!("upstream kernel {}", source.version),
     }
 }
@@ -295,6 +337,20 @@ fn exported_symbols(library: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_that_count_are_told_to_kbuild() {
+        let directories = ["mm".to_string(), "fs/hostfs/".to_string()];
+        assert_eq!(
+            counting_variable(&directories),
+            "GCOV_PROFILE=$(if $(and $(is-kernel-object),$(filter mm/% fs/hostfs/%,$(obj)/)),y,n)"
+        );
+        let tree = Path::new("/");
+        assert!(check_directories(&["usr/bin".into()], tree).is_ok());
+        for bad in ["", "/usr", "usr/../usr", "$(usr)", "nothing/of/it"] {
+            assert!(check_directories(&[bad.into()], tree).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn only_objects_are_counted() {

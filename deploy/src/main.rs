@@ -64,6 +64,10 @@ enum Action {
     Build {
         #[command(flatten)]
         wanted: Wanted,
+        /// With a kernel that counts how often lines below these directories of its source are executed, into
+        /// target/span-gcov
+        #[arg(long, value_name = "DIRECTORY,...", value_delimiter = ',')]
+        gcov: Vec<String>,
     },
     /// Build everything, then run a guest over three nodes: a shell, or a tour without a terminal
     Up {
@@ -123,13 +127,16 @@ fn run(action: Action, progress: &Progress) -> Result<ExitCode> {
                     return Ok(product::upstream(builder, &wanted)?.join("linux"));
                 }
                 product::workspace(builder)?;
-                Ok(builder.kernel(&wanted, Variant::Span)?.linux)
+                Ok(builder.kernel(&wanted, &Variant::Span)?.linux)
             })?;
             println!("{}", linux.display());
         }
-        Action::Build { wanted } => {
+        Action::Build { wanted, gcov } => {
             wanted.check(&layout)?;
             let product = product::with_builder(&layout, progress, build_only, |builder| {
+                if !gcov.is_empty() {
+                    return product::counting(builder, &wanted, gcov);
+                }
                 product::build(builder, &wanted, &layout.product())
             })?;
             progress.stage(format!("done: {}", product.dir.display()));

@@ -35,7 +35,21 @@ const PLANTED: &[&str] = &["fault-early-ack", "fault-lost-sharer"];
 pub(crate) fn build(builder: &Builder<'_>, wanted: &Wanted, link: &Path) -> Result<Product> {
     workspace(builder)?;
     let library = builder.layout.release.join("libnode.so");
-    build_with(builder, wanted, library, link)
+    build_with(builder, wanted, &Variant::Span, library, link)
+}
+
+/// Builds the same with a kernel that counts how often lines below `directories` are executed.
+pub(crate) fn counting(
+    builder: &Builder<'_>,
+    wanted: &Wanted,
+    directories: Vec<String>,
+) -> Result<Product> {
+    workspace(builder)?;
+    let layout = builder.layout;
+    let library = layout.release.join("libnode.so");
+    let link = layout.target.join("span-gcov");
+    let variant = Variant::Counting(directories);
+    build_with(builder, wanted, &variant, library, &link)
 }
 
 /// Builds the same once for each planted bug, into `span-planted/BUG`, and returns that directory:
@@ -55,7 +69,7 @@ pub(crate) fn planted(builder: &Builder<'_>, wanted: &Wanted) -> Result<PathBuf>
             .arg(&home);
         cargo(builder, bug, command)?;
         let library = home.join("release/libnode.so");
-        build_with(builder, wanted, library, &dir.join(bug))?;
+        build_with(builder, wanted, &Variant::Span, library, &dir.join(bug))?;
     }
     Ok(dir)
 }
@@ -63,6 +77,7 @@ pub(crate) fn planted(builder: &Builder<'_>, wanted: &Wanted) -> Result<PathBuf>
 fn build_with(
     builder: &Builder<'_>,
     wanted: &Wanted,
+    variant: &Variant,
     library: PathBuf,
     link: &Path,
 ) -> Result<Product> {
@@ -70,7 +85,7 @@ fn build_with(
     let init = first_process(builder)?;
     let archive = layout.kernel().join("initramfs.cpio");
     initramfs::write_if_changed(&archive, &init)?;
-    let kernel = builder.kernel(wanted, Variant::Span)?;
+    let kernel = builder.kernel(wanted, variant)?;
     let mut files = vec![
         ("linux".into(), kernel.linux),
         ("libnode.so".into(), library),
@@ -91,7 +106,7 @@ fn build_with(
 
 /// Builds the kernel as upstream has it, gathers it in a directory of its own and returns that.
 pub(crate) fn upstream(builder: &Builder<'_>, wanted: &Wanted) -> Result<PathBuf> {
-    let kernel = builder.kernel(wanted, Variant::Upstream)?;
+    let kernel = builder.kernel(wanted, &Variant::Upstream)?;
     let link = builder.layout.target.join("span-upstream");
     gather(builder.layout, &link, &[("linux".into(), kernel.linux)])?;
     Ok(link)
