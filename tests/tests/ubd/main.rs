@@ -324,7 +324,7 @@ fn what_is_written_to_a_cow_file_is_what_other_programs_find_there() {
         assert_eq!(logged(&guest, &format!("ubd{number}: Can't open")), 1);
     }
     logged(&guest, "mtime mismatch");
-    logged(&guest, "Failed to read COW header");
+    logged(&guest, "failed to read V3 header");
     assert_eq!(guest.sh("ls /dev/ubd? | wc -l"), "1");
     assert_eq!(
         sum(&fs::read(&half).expect("a file")),
