@@ -332,7 +332,12 @@ const OPEN_FLAGS: i32 = libc::O_ACCMODE
     | libc::O_NOATIME;
 
 fn open(env: &Env, work: &Work, path: &CStr) -> Result<Done, i32> {
-    let flags = work.int(0) & OPEN_FLAGS;
+    let is_disk = path.to_bytes().starts_with(DISK_SCHEME);
+    let mut flags = work.int(0) & OPEN_FLAGS;
+    if is_disk {
+        // Nobody may ever come to a pipe's other end.
+        flags |= libc::O_NONBLOCK;
+    }
     let changes =
         flags & libc::O_ACCMODE != libc::O_RDONLY || flags & (libc::O_CREAT | libc::O_TRUNC) != 0;
     let target = match changes {
@@ -340,8 +345,24 @@ fn open(env: &Env, work: &Work, path: &CStr) -> Result<Done, i32> {
         false => Target::of(path)?,
     };
     let mode = work.int(1) as u32;
-    let file = target.tree().open(&target.inside, flags, mode)?;
+    let mut file = target.tree().open(&target.inside, flags, mode)?;
+    if is_disk && is_device(&file.fd)? {
+        // It has to say whether there is a disc in it, which it does not to who will not wait.
+        flags &= !libc::O_NONBLOCK;
+        file = target.tree().open(&target.inside, flags, mode)?;
+    }
     Ok(opened::hand_out(env, file))
+}
+
+/// Whether what is to be a disk is a block device; an error for what can be none.
+fn is_device(fd: &OwnedFd) -> Result<bool, i32> {
+    let stat = nix::sys::stat::fstat(fd).map_err(|error| error as i32)?;
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => Ok(false),
+        libc::S_IFBLK => Ok(true),
+        libc::S_IFDIR => Err(libc::EISDIR),
+        _ => Err(libc::ENOTBLK),
+    }
 }
 
 /// A directory of hostfs's, to be listed.
