@@ -167,34 +167,57 @@ fn text(error: i32) -> std::io::Error {
 }
 
 impl Union {
-    fn of(members: &[u8]) -> Result<Arc<Self>, i32> {
+    /// The first time, which is when it is mounted, all of its members have to be there: one that is not would never have
+    /// what the others have.
+    fn of(env: &Env, members: &[u8]) -> Result<Arc<Self>, i32> {
+        if let Some(union) = lock(&UNIONS).get(members) {
+            return Ok(union.clone());
+        }
+        let union = Arc::new(Self::parse(members)?);
+        for at in 0..union.members.len() {
+            let (_, statx) = union.on_path(env, at, LOOK, &[b"/"])?;
+            let mode = statx_of(&statx).map_or(0, |statx| u32::from(statx.stx_mode));
+            match mode & libc::S_IFMT {
+                libc::S_IFDIR => {}
+                libc::S_IFLNK => return Err(libc::ELOOP),
+                _ => return Err(libc::ENOTDIR),
+            }
+        }
         let mut unions = lock(&UNIONS);
         if let Some(union) = unions.get(members) {
             return Ok(union.clone());
         }
-        let mut all = Vec::new();
+        if unions.len() < UNIONS_MAX {
+            unions.insert(members.to_vec(), union.clone());
+        }
+        Ok(union)
+    }
+
+    fn parse(members: &[u8]) -> Result<Self, i32> {
+        let mut all: Vec<Member> = Vec::new();
         for text in members.split(|byte| *byte == b'+') {
             let (node, directory) = member(text);
             // Databases have rules of their own, and a union of unions would wait for itself.
             let plain = directory.first() == Some(&b'/') && !super::is_reserved(node);
-            if !plain || all.len() == MEMBERS_MAX {
+            let prefix = [SCHEME, node, b"/", directory].concat();
+            let again = all.iter().any(|member| member.prefix == prefix);
+            if !plain || again || all.len() == MEMBERS_MAX {
                 return Err(libc::EINVAL);
             }
             all.push(Member {
                 node: super::node_of(node)?,
                 name: String::from_utf8_lossy(text).into_owned(),
-                prefix: [SCHEME, node, b"/", directory].concat(),
+                prefix,
                 degraded: AtomicBool::new(false),
             });
         }
-        let union = Arc::new(Self {
-            members: all,
-            changes: Mutex::new(()),
-        });
-        if unions.len() < UNIONS_MAX {
-            unions.insert(members.to_vec(), union.clone());
+        match all.len() {
+            0 | 1 => Err(libc::EINVAL),
+            _ => Ok(Self {
+                members: all,
+                changes: Mutex::new(()),
+            }),
         }
-        Ok(union)
     }
 
     /// In the order in which they are read.
@@ -308,7 +331,11 @@ impl Union {
         match act() {
             Err(libc::ENOENT) => {
                 self.make_way(env, at, path)?;
-                act()
+                // That the member itself is not there is no excuse.
+                act().map_err(|error| match error {
+                    libc::ENOENT => libc::EIO,
+                    error => error,
+                })
             }
             answer => answer,
         }
@@ -647,7 +674,13 @@ pub(super) fn run(env: &Env, work: &Work) -> Result<Done, i32> {
         Some(Some((others, path))) if others == members => Some(path),
         Some(_) => return Err(libc::EXDEV),
     };
-    on_union(env, work, &Union::of(&members)?, &path, second.as_deref())
+    on_union(
+        env,
+        work,
+        &Union::of(env, &members)?,
+        &path,
+        second.as_deref(),
+    )
 }
 
 fn on_union(
