@@ -30,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) name: OsString,
     /// Directories of nodes' hosts (`span.hostfs=`).
     pub(crate) mounts: Vec<HostMount>,
+    /// Disks by their letters (each `ubdX=` of the kernel's).
+    pub(crate) disks: Vec<char>,
     /// Network devices to be configured (each `span.net=`).
     pub(crate) devices: Vec<Device>,
 }
@@ -61,6 +63,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Options, BadOption> {
         root: Root::Host,
         name: OsString::from("span"),
         mounts: Vec::new(),
+        disks: Vec::new(),
         devices: Vec::new(),
     };
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
@@ -76,9 +79,23 @@ pub(crate) fn parse(line: &[u8]) -> Result<Options, BadOption> {
             let device = Device::parse(&text(value));
             let device = device.ok_or_else(|| BadOption::Network(text(value)))?;
             options.devices.push(device);
+        } else {
+            options.disks.extend(disk(&word));
         }
     }
     Ok(options)
+}
+
+/// The letter of a disk's that the kernel is told to make: `ubd3r=…` is d.
+fn disk(word: &[u8]) -> Option<char> {
+    let word = word.strip_prefix(b"ubd")?;
+    let (unit, file) = word.split_at(word.iter().position(|byte| *byte == b'=')?);
+    let digits = unit.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let number = match digits {
+        0 => unit.first().filter(|byte| byte.is_ascii_lowercase())? - b'a',
+        _ => std::str::from_utf8(&unit[..digits]).ok()?.parse().ok()?,
+    };
+    (file.len() > 1 && number < 26).then_some((b'a' + number).into())
 }
 
 fn parse_root(value: &[u8]) -> Option<Root> {
@@ -172,6 +189,12 @@ mod tests {
     fn without_options_the_host_is_the_root() {
         assert_eq!(parse(b"mem=64M quiet").unwrap().root, Root::Host);
         assert_eq!(parse(b"").unwrap().name, "span");
+    }
+
+    #[test]
+    fn disks_have_letters() {
+        let line = b"ubd0=/a ubd15rs=b:/c,b:/d ubdc=/x ubd=sync ubdd udb=/x ubd99=/x";
+        assert_eq!(parse(line).unwrap().disks, ['a', 'p', 'c']);
     }
 
     #[test]

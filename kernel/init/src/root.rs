@@ -35,6 +35,8 @@ pub(crate) enum RootError {
     Io { action: String, source: io::Error },
     #[error(transparent)]
     Option(#[from] BadOption),
+    #[error("{0}")]
+    Disk(String),
     #[error("{0}: no file system of this kernel accepts it")]
     NoFileSystem(PathBuf),
 }
@@ -80,8 +82,10 @@ pub(crate) fn set_up() -> Result<(), RootError> {
         root,
         name,
         mounts,
+        disks,
         devices,
     } = cmdline::parse(&line)?;
+    disks.into_iter().try_for_each(check_disk)?;
 
     match &root {
         Root::Host => mount_host_overlay()?,
@@ -130,6 +134,16 @@ pub(crate) fn set_up() -> Result<(), RootError> {
     );
     optional(network::raise("lo").map_err(failed("bringing up the loopback interface")));
     set_up_network(&devices, &root)
+}
+
+/// A guest without a disk that it was to have is none: what it was to write would go elsewhere.
+fn check_disk(letter: char) -> Result<(), RootError> {
+    if Path::new(&format!("/sys/block/ubd{letter}")).exists() {
+        return Ok(());
+    }
+    let line = kmsg::last(&format!("ubd{letter}: "));
+    let line = line.unwrap_or_else(|| format!("the kernel has made no disk ubd{letter}"));
+    Err(RootError::Disk(line))
 }
 
 /// The host's `/`, untouched: every change goes to a tmpfs.
