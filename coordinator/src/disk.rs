@@ -5,7 +5,7 @@ use crate::options::{self, Place};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,12 @@ pub(crate) struct Disk {
 /// All disks of a guest, in the order of their names.
 #[derive(Debug, Default)]
 pub(crate) struct Disks(Vec<Disk>);
+
+/// How a COW file begins, in either order of bytes.
+const COW_MAGIC: &[u8; 4] = b"OOOM";
+
+/// The shortest header of a COW file's, of version 1: no program makes one with less.
+const COW_HEADER_BYTES_MIN: usize = 4 + 4 + 1024 + 4 + 8 + 4;
 
 const SYNTAX: &str = "must be [NODE:]FILE[,cow=FILE][,ro][,sync][,shared]";
 
@@ -76,12 +82,13 @@ impl Disk {
         let writes = self.cow.is_none() && !self.read_only;
         check_file(&self.file, writes).map_err(|why| about(&file, &why))?;
         let Some(cow) = self.cow.clone() else {
-            return Ok(());
+            return check_cow(&self.file, false).map_err(|why| about(&file, &why));
         };
         let found = fs::canonicalize(&cow);
         self.cow = Some(match found {
             Ok(path) => {
                 check_file(&path, !self.read_only).map_err(|why| about(&cow, &why))?;
+                check_cow(&path, true).map_err(|why| about(&cow, &why))?;
                 path
             }
             // The kernel makes it.
@@ -136,6 +143,31 @@ fn check_file(path: &Path, writes: bool) -> Result<(), String> {
     if writes {
         let opened = OpenOptions::new().write(true).open(path);
         opened.map_err(|error| format!("{error} for writing; add ,ro to read it only"))?;
+    }
+    Ok(())
+}
+
+/// Whether it is a COW file as far as that shows in how it begins: the kernel looks at the rest. An empty one is made
+/// by the kernel.
+fn check_cow(path: &Path, wanted: bool) -> Result<(), String> {
+    let mut begin = Vec::new();
+    File::open(path)
+        .and_then(|file| {
+            file.take(COW_HEADER_BYTES_MIN as u64)
+                .read_to_end(&mut begin)
+        })
+        .map_err(|error| error.to_string())?;
+    let mut reversed = *COW_MAGIC;
+    reversed.reverse();
+    if begin.starts_with(COW_MAGIC) || begin.starts_with(&reversed) {
+        if begin.len() < COW_HEADER_BYTES_MIN {
+            return Err(format!(
+                "is a COW file whose header is cut off after {} bytes",
+                begin.len()
+            ));
+        }
+    } else if wanted && !begin.is_empty() {
+        return Err("is no COW file; cow= names one, or a file that is not there yet".into());
     }
     Ok(())
 }
@@ -264,6 +296,37 @@ mod tests {
             ("c:/srv/a b", "white space"),
         ] {
             let line = argument(value).unwrap_err();
+            assert!(line.contains(part), "{value}: {line}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_whole_cow_file_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &[u8]| {
+            let path = place.path().join(name);
+            fs::write(&path, content).unwrap();
+            path.display().to_string()
+        };
+        let whole = [COW_MAGIC, &[0; 8192][..]].concat();
+        let (base, cow) = (file("base", b"data"), file("cow", &whole));
+        let (empty, half) = (file("empty", b""), file("half", &whole[..100]));
+        let little = file("little", b"MOOO");
+        for value in [
+            cow.clone(),
+            empty.clone(),
+            format!("{base},cow={cow}"),
+            format!("{base},cow={empty}"),
+        ] {
+            assert!(argument(&value).is_ok(), "{value}");
+        }
+        for (value, part) in [
+            (half.clone(), "cut off after 100 bytes"),
+            (little, "cut off after 4 bytes"),
+            (format!("{base},cow={half}"), "cut off after 100 bytes"),
+            (format!("{empty},cow={base}"), "is no COW file"),
+        ] {
+            let line = argument(&value).unwrap_err();
             assert!(line.contains(part), "{value}: {line}");
         }
     }

@@ -22,6 +22,8 @@ const PART_BYTES: u64 = 16 * MIB;
 /// Least memory of a guest: less does not boot.
 const GUEST_MEMORY_BYTES_MIN: u64 = 64 * MIB;
 const NAME_BYTES_MAX: usize = 32;
+/// Of a file's name.
+const FILE_NAME_BYTES_MAX: usize = 255;
 
 /// Where a node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +132,14 @@ pub(crate) fn hostfs(
             members
         }
     };
+    if mount_point
+        .iter()
+        .any(|name| name.len() > FILE_NAME_BYTES_MAX)
+    {
+        return Err(wrong(&format!(
+            "a name in MOUNTPOINT has at most {FILE_NAME_BYTES_MAX} bytes"
+        )));
+    }
     if !plain(mount_point) {
         return Err(wrong(&"DIR and MOUNTPOINT are absolute and without .."));
     }
@@ -835,6 +845,7 @@ mod tests {
         ] {
             assert_eq!(parts(value), wanted, "{value}");
         }
+        let long = format!("/proc=/mnt/{}", "x".repeat(256));
         for (value, part) in [
             ("", "[NODE:]DIR=MOUNTPOINT,"),
             ("/proc", "[NODE:]DIR=MOUNTPOINT,"),
@@ -855,6 +866,7 @@ mod tests {
             ("=/mnt", "absolute"),
             ("/proc/../proc=/mnt", "without .."),
             ("/proc=/mnt/../etc", "without .."),
+            (long.as_str(), "at most 255 bytes"),
             ("/proc=/mnt,rw", "nothing but ,ro"),
             ("/nonexistent=/mnt", "No such file"),
             ("/proc/version=/mnt", "Not a directory"),
