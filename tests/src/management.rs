@@ -4,7 +4,8 @@ use crate::SHORT_S_MAX;
 use crate::process::{Outcome, Spawned};
 use crate::up::Guest;
 use crate::world::World;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::Command;
@@ -25,6 +26,8 @@ impl Management {
     pub fn new(world: &World, guest: &Guest<'_>) -> Self {
         let own = world.path("tmp").join("client");
         let socket = UnixDatagram::bind(&own).expect("a socket");
+        // The guest's user may be another.
+        fs::set_permissions(&own, Permissions::from_mode(0o666)).expect("permissions");
         let server = guest.run_directory().join("node-0/uml/mconsole");
         socket.connect(&server).expect("the console's socket");
         socket
