@@ -140,6 +140,20 @@ fn what_can_be_no_disk_is_one_line_in_the_log() {
     );
     assert_eq!(seen, "cow");
     assert_eq!(fs::read(here.join("base")).expect("a file"), [7; 1 << 16]);
+    // What is behind it shrinks: what was written stays.
+    let file = fs::File::options().write(true).open(here.join("base"));
+    file.and_then(|file| file.set_len(8192)).expect("a size");
+    for node in NODES {
+        let read = "dd if=/dev/ubda bs=4k count=1 iflag=direct";
+        let script = format!("{read} skip=9 2>&1 || {read} 2>/dev/null | head -c 3");
+        let seen = on(&guest, node, &script);
+        assert!(
+            seen.contains("Input/output error") && seen.ends_with("cow"),
+            "{node}: {seen}"
+        );
+    }
+    let log = guest.logs();
+    assert_eq!(log.matches("I/O error, dev ubda").count(), 3, "{log}");
     drop(console);
     guest.down().expect(0);
     world.assert_clean();
