@@ -27,13 +27,10 @@ const ARGUMENTS: [&str; 4] = ["seccomp=on", "con=null", "ssl=null", "console=spa
 
 /// Arguments of a guest on several nodes. CPUs fold their counters of pages into everybody's once a
 /// minute instead of once a second: each time all nodes read what all others have written. Memory is
-/// not put together for huge pages, which there are none of, twice a second on each node. A grace
-/// period of RCU's waits for three ticks (of 10 ms), in which busy CPUs say by themselves that they are
-/// past it, before it looks at the state of those that have not.
-const ARGUMENTS_OF_SEVERAL: [&str; 3] = [
+/// not put together for huge pages, which there are none of, twice a second on each node.
+const ARGUMENTS_OF_SEVERAL: [&str; 2] = [
     "sysctl.vm.stat_interval=60",
     "sysctl.vm.compaction_proactiveness=0",
-    "rcutree.jiffies_till_first_fqs=3",
 ];
 
 /// Everything needed to start a guest.
