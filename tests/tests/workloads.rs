@@ -245,7 +245,9 @@ fn fsx_finds_nothing() {
     let seed = number("SPAN_FILES_SEED", 1).to_string();
     for place in ["/p/x", "/m/x", "/e/x"] {
         let (program, options) = (program.display(), options.display());
-        let line = format!("cd /tmp; {program} -f {options} -N {count} -S {seed} {place} 2>&1");
+        let line = format!(
+            "cd /tmp; taskset -c 0 {program} -f {options} -N {count} -S {seed} {place} 2>&1"
+        );
         let outcome = guest.exec_within(&["sh", "-c", &line], PROGRAM_S_MAX);
         assert_eq!(outcome.expect(0).text(), "All operations completed A-OK!");
     }
@@ -277,7 +279,7 @@ fn pjdfstest_finds_what_is_documented() {
         }
         let before = guest.status();
         let (program, options) = (program.display(), options.display());
-        let line = format!("{program} -c {options} -p {place} 2>&1");
+        let line = format!("taskset -c 0 {program} -c {options} -p {place} 2>&1");
         let outcome = guest.exec_within(&["sh", "-c", &line], PROGRAM_S_MAX);
         let said = outcome.text();
         assert!(said.contains("398 total"), "{said}");
@@ -295,7 +297,11 @@ fn pjdfstest_finds_what_is_documented() {
             !documented
         });
         assert_eq!(failed.collect::<Vec<_>>(), [""; 0], "{place}");
-        assert!(served(&guest.status(), "b") > served(&before, "b") + 1000);
+        // Files that live for a moment reach a disk only if it is asked for; directories of the host's are always asked.
+        guest.sh("sync");
+        let least = if place == "/e" { 1 } else { 1000 };
+        let calls = served(&guest.status(), "b") - served(&before, "b");
+        assert!(calls >= least, "{place}: {calls} calls of node b's host");
     }
     guest.down().expect(0);
     world.assert_clean();
