@@ -111,6 +111,17 @@ pub struct LinkStats {
     pub link: Link,
     pub messages: u64,
     pub bytes: u64,
+    /// Messages of which a packet was lost.
+    pub lost: u64,
+    /// Datagrams that were not sent because the link was cut.
+    pub dropped: u64,
+    /// What has come the other way.
+    pub arrived: ArrivalStats,
+}
+
+/// What has come from another node that had to wait, as the node counts that it came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArrivalStats {
     /// Messages that had to wait, how long they should have in all, and how long they did.
     pub delayed: u64,
     pub planned_ns: u64,
@@ -118,10 +129,6 @@ pub struct LinkStats {
     /// How long each did, and how far off that was.
     pub added: Histogram,
     pub error: Histogram,
-    /// Messages of which a packet was lost.
-    pub lost: u64,
-    /// Datagrams that were not sent because the link was cut.
-    pub dropped: u64,
 }
 
 /// Longest probe.

@@ -4,7 +4,7 @@ use super::values::{bandwidth_text, loss_text, time_text};
 use crate::status::aligned;
 use crate::units;
 use serde_json::{Value, json};
-use span_api::guest::{Link, LinkStats};
+use span_api::guest::{ArrivalStats, Link, LinkStats};
 
 /// All links of a guest, as its nodes count.
 #[derive(Debug, Clone)]
@@ -15,22 +15,36 @@ pub(crate) struct All {
     pub(crate) stats: Vec<Vec<LinkStats>>,
 }
 
+/// One direction of a link, as both ends count.
+struct Direction<'a> {
+    from: usize,
+    to: usize,
+    stats: &'a LinkStats,
+    arrived: ArrivalStats,
+}
+
 impl All {
     /// Those in both directions between the nodes of a pair, or all.
-    fn directions(&self, pair: Option<(usize, usize)>) -> Vec<(usize, usize, &LinkStats)> {
+    fn directions(&self, pair: Option<(usize, usize)>) -> Vec<Direction<'_>> {
         let mut all = Vec::new();
         for (from, stats) in self.stats.iter().enumerate() {
-            all.extend(
-                stats
-                    .iter()
-                    .enumerate()
-                    .map(|(to, stats)| (from, to, stats)),
-            );
+            all.extend(stats.iter().enumerate().map(|(to, stats)| Direction {
+                from,
+                to,
+                stats,
+                arrived: self.arrived(from, to),
+            }));
         }
-        all.retain(|(from, to, _)| {
+        all.retain(|Direction { from, to, .. }| {
             from != to && pair.is_none_or(|pair| pair == (*from, *to) || pair == (*to, *from))
         });
         all
+    }
+
+    /// What has come that way: nothing while the node that it comes to has not answered.
+    fn arrived(&self, from: usize, to: usize) -> ArrivalStats {
+        let stats = self.stats.get(to).and_then(|stats| stats.get(from));
+        stats.map(|stats| stats.arrived.clone()).unwrap_or_default()
     }
 
     pub(super) fn text(&self, pair: Option<(usize, usize)>) -> String {
@@ -50,7 +64,13 @@ impl All {
             "DROPPED",
         ];
         let mut rows = vec![header.map(String::from).to_vec()];
-        for (from, to, stats) in self.directions(pair) {
+        for direction in self.directions(pair) {
+            let Direction {
+                from,
+                to,
+                stats,
+                arrived,
+            } = direction;
             let Link {
                 latency_ns,
                 jitter_ns,
@@ -72,8 +92,8 @@ impl All {
                 loss_text(loss_ppm),
                 stats.messages.to_string(),
                 units::bytes(stats.bytes as f64),
-                time(&stats.added),
-                time(&stats.error),
+                time(&arrived.added),
+                time(&arrived.error),
                 stats.lost.to_string(),
                 stats.dropped.to_string(),
             ]);
@@ -82,16 +102,22 @@ impl All {
     }
 
     pub(super) fn json(&self, pair: Option<(usize, usize)>) -> Value {
-        let link = |(from, to, stats): (usize, usize, &LinkStats)| {
+        let link = |direction: Direction<'_>| {
+            let Direction {
+                from,
+                to,
+                stats,
+                arrived,
+            } = direction;
             let link = stats.link;
             json!({
                 "from": self.names[from], "to": self.names[to], "cut": link.cut,
                 "latency_ns": link.latency_ns, "jitter_ns": link.jitter_ns,
                 "bandwidth_bps": crate::topology::show::bandwidth_json(link.bandwidth_bps),
                 "loss_ppm": link.loss_ppm,
-                "messages": stats.messages, "bytes": stats.bytes, "delayed": stats.delayed,
-                "planned_ns": stats.planned_ns, "added_ns": stats.added_ns,
-                "added": stats.added, "error": stats.error,
+                "messages": stats.messages, "bytes": stats.bytes, "delayed": arrived.delayed,
+                "planned_ns": arrived.planned_ns, "added_ns": arrived.added_ns,
+                "added": arrived.added, "error": arrived.error,
                 "lost": stats.lost, "dropped": stats.dropped,
             })
         };

@@ -225,9 +225,16 @@ pub(crate) fn sleep(slot: u32) {
     }
 }
 
-/// Waits until the socket has something, or the thread is answered, without the pager's lock; at most until
-/// `soon_ns`, where that is not 0.
-pub(crate) fn poll(socket: RawFd, soon_ns: u64) {
+/// When a message is due that has come before its time, and when to wake for it, if there is time to sleep.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Awaited {
+    pub(crate) due_ns: u64,
+    pub(crate) wakes_ns: Option<u64>,
+}
+
+/// Waits until the socket has something, the thread is answered, or a message is due, without the pager's lock. How much
+/// later it ran than it was to be woken, if it was.
+pub(crate) fn poll(socket: RawFd, until: Option<Awaited>) -> Option<u64> {
     let wake = POLL_WAKE.load(Acquire);
     let readable = |fd| libc::pollfd {
         fd,
@@ -235,20 +242,60 @@ pub(crate) fn poll(socket: RawFd, soon_ns: u64) {
         revents: 0,
     };
     let mut fds = [readable(socket), readable(wake)];
-    let mut poll = |timeout| {
+    let mut poll = |timeout: Option<u64>| {
+        let timeout = timeout.map(|ns| libc::timespec {
+            tv_sec: (ns / 1_000_000_000) as i64,
+            tv_nsec: (ns % 1_000_000_000) as i64,
+        });
+        let timeout = timeout
+            .as_ref()
+            .map_or(std::ptr::null(), std::ptr::from_ref);
         // SAFETY: passes locals.
-        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as _, timeout) }
+        unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as _, timeout, std::ptr::null()) > 0 }
     };
-    if soon_ns > 0 {
-        spin::up_to(soon_ns, || poll(0) > 0);
-    } else if !spin::until(|| poll(0) > 0) {
-        poll(-1);
+    let mut late_ns = None;
+    match until {
+        None => {
+            let _ = spin::until(|| poll(Some(0))) || poll(None);
+        }
+        Some(Awaited {
+            due_ns,
+            wakes_ns: None,
+        }) => {
+            spin::up_to(due_ns, || poll(Some(0)));
+        }
+        Some(Awaited {
+            due_ns,
+            wakes_ns: Some(wakes_ns),
+        }) => {
+            let is_due = || clock::host_ns() >= due_ns;
+            if !spin::until(|| poll(Some(0)) || is_due()) {
+                late_ns = sleep_until(wakes_ns, |left_ns| poll(Some(left_ns)));
+            }
+        }
     }
     if fds[1].revents != 0 {
         let mut count = 0u64;
         // SAFETY: reads eight bytes into a local.
         unsafe { libc::read(wake, (&raw mut count).cast(), size_of_val(&count)) };
     }
+    late_ns
+}
+
+/// Sleeps, unless something comes, until it is time; how much later it is then.
+fn sleep_until(at_ns: u64, mut sleep: impl FnMut(u64) -> bool) -> Option<u64> {
+    /// Shorter waits are over before anybody sleeps.
+    const WAIT_NS_MIN: u64 = 10_000;
+    /// As good as none, which cannot be asked for.
+    const SLACK_NS: libc::c_ulong = 1;
+
+    let left_ns = at_ns.saturating_sub(clock::host_ns());
+    if left_ns < WAIT_NS_MIN {
+        return None;
+    }
+    // SAFETY: concerns this thread's timers, which the host else joins with others'.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, SLACK_NS) };
+    (!sleep(left_ns)).then(|| clock::host_ns().saturating_sub(at_ns))
 }
 
 /// Answers a request. Only with the pager's lock.

@@ -21,6 +21,11 @@ pub(crate) fn pays(answer_ns_min: u64) {
     PAYS.store(answer_ns_min < MOST_NS, Relaxed);
 }
 
+/// Whoever has had nothing to do for so long sleeps, even where other nodes answer as soon as they can.
+pub(crate) fn would_have_slept(idle_ns: u64) -> bool {
+    idle_ns > MOST_NS
+}
+
 /// Looks until `ready`, for a moment at most; whether it is.
 pub(crate) fn until(mut ready: impl FnMut() -> bool) -> bool {
     if !PAYS.load(Relaxed) {

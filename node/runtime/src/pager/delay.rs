@@ -1,8 +1,11 @@
-//! What a link costs on top of what the network takes: a message leaves when its time has come.
+//! What a link costs on top of what the network takes, as its sender has it.
 //!
 //! One direction of a link is a wire behind a queue. A message takes the wire as long as its bits do, behind those
 //! sent before it, then the latency, which jitter makes shorter or longer. Messages of one channel stay in order, as on
 //! any connection, so what chance delays delays what follows.
+//!
+//! A message leaves up to [`AHEAD_NS_MAX`] before its time and says by how much it is to be delayed: the rest it waits at
+//! the other end ([`super::arrival`]), which has to be awake by then.
 //!
 //! **Loss** is the time of a retransmission, not a datagram dropped. Under the latency that is added here the real
 //! connection still has the round trip of the real network, by which QUIC would notice a real loss as fast as on a fast
@@ -21,8 +24,13 @@ const LOSS_NOTICED_NS_MIN: u64 = 1_000_000;
 /// Attempts at one message that are lost, at most.
 const LOSSES_MAX: u32 = 8;
 
-/// A message leaves if only so much is missing: setting the timer again would take longer.
-const EARLY_NS_MAX: u64 = 2_000;
+/// How much of its delay a message may spend at the other end: longer than it takes to wake whoever waits for it there.
+const AHEAD_NS_MAX: u64 = 500_000;
+
+/// How much of a delay that is.
+pub(super) fn ahead_ns(planned_ns: u64) -> u64 {
+    planned_ns.min(AHEAD_NS_MAX)
+}
 
 /// One direction of a link, with what waits for each of `N` channels.
 #[derive(Debug)]
@@ -30,15 +38,16 @@ pub(super) struct Wire<T, const N: usize> {
     chance: fastrand::Rng,
     /// When the last message is on its way whole.
     free_ns: u64,
+    /// When the last message of each channel is due.
+    last_ns: [u64; N],
     queues: [VecDeque<Waiting<T>>; N],
     stats: LinkStats,
 }
 
 #[derive(Debug)]
 struct Waiting<T> {
-    sent_ns: u64,
-    /// 0: it need not wait.
-    due_ns: u64,
+    /// 0: at once.
+    leaves_ns: u64,
     entry: T,
 }
 
@@ -55,6 +64,7 @@ impl<T, const N: usize> Wire<T, N> {
         Self {
             chance: fastrand::Rng::with_seed(seed),
             free_ns: 0,
+            last_ns: [0; N],
             queues: std::array::from_fn(|_| VecDeque::new()),
             stats: LinkStats::default(),
         }
@@ -91,24 +101,37 @@ impl<T, const N: usize> Wire<T, N> {
             && loss_ppm == 0
             && self.queues[channel]
                 .back()
-                .is_none_or(|last| last.due_ns == 0)
+                .is_none_or(|last| last.leaves_ns == 0)
     }
 
-    pub(super) fn push(&mut self, now_ns: u64, channel: usize, bytes: u64, entry: T) {
+    /// Takes in a message, which is told by how much it is delayed.
+    pub(super) fn push(
+        &mut self,
+        now_ns: u64,
+        channel: usize,
+        bytes: u64,
+        entry: impl FnOnce(u64) -> T,
+    ) {
         self.stats.messages += 1;
         self.stats.bytes += bytes;
-        let due_ns = match self.is_free(channel) {
-            true => 0,
-            false => self.leaves_ns(now_ns, channel, bytes),
+        let waiting = match self.is_free(channel) {
+            true => Waiting {
+                leaves_ns: 0,
+                entry: entry(0),
+            },
+            false => {
+                let due_ns = self.due_ns(now_ns, channel, bytes);
+                let planned_ns = due_ns - now_ns;
+                Waiting {
+                    leaves_ns: due_ns - ahead_ns(planned_ns),
+                    entry: entry(planned_ns),
+                }
+            }
         };
-        self.queues[channel].push_back(Waiting {
-            sent_ns: now_ns,
-            due_ns,
-            entry,
-        });
+        self.queues[channel].push_back(waiting);
     }
 
-    fn leaves_ns(&mut self, now_ns: u64, channel: usize, bytes: u64) -> u64 {
+    fn due_ns(&mut self, now_ns: u64, channel: usize, bytes: u64) -> u64 {
         let link = self.stats.link;
         let mut due_ns = now_ns;
         if link.bandwidth_bps > 0 {
@@ -125,8 +148,8 @@ impl<T, const N: usize> Wire<T, N> {
         if link.loss_ppm > 0 {
             due_ns += self.losses_ns(link, bytes);
         }
-        let before_ns = self.queues[channel].back().map(|last| last.due_ns);
-        due_ns.max(before_ns.unwrap_or(0))
+        self.last_ns[channel] = self.last_ns[channel].max(due_ns);
+        self.last_ns[channel]
     }
 
     /// What the retransmissions of a message take.
@@ -147,66 +170,21 @@ impl<T, const N: usize> Wire<T, N> {
         noticed_ns * ((1 << losses) - 1)
     }
 
-    /// When the next message is due that has to wait.
-    pub(super) fn due_ns(&self) -> Option<u64> {
+    /// When the next message leaves that has to wait.
+    pub(super) fn leaves_ns(&self) -> Option<u64> {
         let next = self.queues.iter().filter_map(VecDeque::front);
-        next.map(|waiting| waiting.due_ns).min()
+        next.map(|waiting| waiting.leaves_ns).min()
     }
 
-    pub(super) fn is_due(&self, now_ns: u64) -> bool {
-        self.due_ns()
-            .is_some_and(|due_ns| due_ns <= now_ns + EARLY_NS_MAX)
-    }
-
-    /// The next message of a channel, if it is due. `now_ns` is asked for only if it matters.
+    /// The next message of a channel, if it leaves. `now_ns` is asked for only if it matters.
     pub(super) fn take(&mut self, channel: usize, now_ns: impl FnOnce() -> u64) -> Option<T> {
-        let Waiting {
-            sent_ns, due_ns, ..
-        } = *self.queues[channel].front()?;
-        if due_ns > 0 {
-            let now_ns = now_ns();
-            if due_ns > now_ns + EARLY_NS_MAX {
-                return None;
-            }
-            let (planned_ns, added_ns) = (due_ns - sent_ns, now_ns.saturating_sub(sent_ns));
-            let stats = &mut self.stats;
-            stats.delayed += 1;
-            stats.planned_ns += planned_ns;
-            stats.added_ns += added_ns;
-            stats.added.record(added_ns);
-            stats.error.record(added_ns.abs_diff(planned_ns));
+        let leaves_ns = self.queues[channel].front()?.leaves_ns;
+        if leaves_ns > 0 && leaves_ns > now_ns() {
+            return None;
         }
         self.queues[channel]
             .pop_front()
             .map(|waiting| waiting.entry)
-    }
-}
-
-/// By how much to set a timer ahead, so that whoever waits for it runs in time nine times of ten. What is left then is
-/// too short to sleep, and is waited for awake.
-#[derive(Debug, Default)]
-pub(super) struct Lead(u64);
-
-/// Longest time that a timer is set ahead, and that is waited for awake.
-const LEAD_NS_MAX: u64 = 100_000;
-
-const LEAD_STEP_NS: u64 = 250;
-
-/// So many more times is the timer early than late.
-const EARLY_TO_LATE: u64 = 9;
-
-impl Lead {
-    /// When to set the timer to; none if it is too late for that.
-    pub(super) fn before(&self, due_ns: u64, now_ns: u64) -> Option<u64> {
-        (due_ns > now_ns + self.0).then(|| due_ns - self.0)
-    }
-
-    /// The timer was waited for, and woke somebody so much later than it was set to.
-    pub(super) fn learn(&mut self, late_ns: u64) {
-        self.0 = match late_ns > self.0 {
-            true => (self.0 + EARLY_TO_LATE * LEAD_STEP_NS).min(LEAD_NS_MAX),
-            false => self.0.saturating_sub(LEAD_STEP_NS),
-        };
     }
 }
 
@@ -224,28 +202,31 @@ mod tests {
         wire
     }
 
-    /// When messages of one channel leave that are sent at `sent_ns`, on a clock that goes from one to the next.
+    /// When the time of messages of one channel has come that are sent at `sent_ns`, all of which leave in time for that.
     fn leave(wire: &mut Wire<u64, 2>, sent_ns: &[u64], bytes: u64) -> Vec<u64> {
-        for (number, sent_ns) in sent_ns.iter().enumerate() {
-            wire.push(*sent_ns, 0, bytes, number as u64);
+        for sent_ns in sent_ns {
+            wire.push(*sent_ns, 0, bytes, |planned_ns| sent_ns + planned_ns);
         }
-        let mut left = Vec::new();
-        while let Some(due_ns) = wire.due_ns() {
-            assert_eq!(wire.take(0, || due_ns - EARLY_NS_MAX - 1), None);
-            assert_eq!(wire.take(0, || due_ns), Some(left.len() as u64));
-            left.push(due_ns);
+        let mut due = Vec::new();
+        while let Some(leaves_ns) = wire.leaves_ns() {
+            if leaves_ns > 0 {
+                assert_eq!(wire.take(0, || leaves_ns - 1), None);
+            }
+            let due_ns = wire.take(0, || leaves_ns).expect("it leaves");
+            assert_eq!(leaves_ns, due_ns - ahead_ns(due_ns - sent_ns[due.len()]));
+            due.push(due_ns);
         }
-        left
+        due
     }
 
     #[test]
     fn without_a_cost_all_is_due_at_once_and_nobody_looks_at_the_clock() {
         let mut wire = wire(Link::default());
-        (0..3).for_each(|entry| wire.push(0, 0, BYTES, entry));
+        (0..3).for_each(|entry| wire.push(7, 0, BYTES, |planned_ns| planned_ns + entry));
         let all: Vec<u64> = std::iter::from_fn(|| wire.take(0, || unreachable!())).collect();
         assert_eq!(all, [0, 1, 2]);
-        assert_eq!(wire.due_ns(), None);
-        assert_eq!((wire.stats().messages, wire.stats().delayed), (3, 0));
+        assert_eq!(wire.leaves_ns(), None);
+        assert_eq!(wire.stats().messages, 3);
     }
 
     #[test]
@@ -258,10 +239,6 @@ mod tests {
             leave(&mut wire, &[0, 10, 2 * MS], BYTES),
             [3 * MS, 3 * MS + 10, 5 * MS]
         );
-        let stats = wire.stats();
-        assert_eq!((stats.delayed, stats.planned_ns), (3, 9 * MS));
-        assert_eq!(stats.added_ns, stats.planned_ns);
-        assert_eq!(stats.error.max_ns(), 0);
     }
 
     #[test]
@@ -277,10 +254,9 @@ mod tests {
         let left_us: Vec<u64> = left.map(|ns| ns / US).collect();
         assert_eq!(left_us, [1010, 1020, 1030, 1110]);
         // Both channels are one wire.
-        wire.push(MS, 0, BYTES, 0);
-        wire.push(MS, 1, BYTES, 1);
-        assert_eq!(wire.take(1, || 2 * MS + 19 * US - EARLY_NS_MAX - US), None);
-        assert_eq!(wire.take(1, || 2 * MS + 20 * US), Some(1));
+        wire.push(MS, 0, BYTES, |planned_ns| planned_ns);
+        wire.push(MS, 1, BYTES, |planned_ns| planned_ns);
+        assert_eq!(wire.take(1, || 2 * MS), Some(MS + 20 * US));
     }
 
     #[test]
@@ -319,12 +295,11 @@ mod tests {
         let sent: Vec<u64> = (0..100).map(|n| n * US).collect();
         assert!(leave(&mut wire, &sent, BYTES).is_sorted());
         // Nor after the link has become faster.
-        wire.push(0, 0, BYTES, 0);
+        wire.push(MS, 0, BYTES, |planned_ns| MS + planned_ns);
         wire.set(Link::default());
-        wire.push(10, 0, BYTES, 1);
-        let first_ns = wire.due_ns().expect("something waits");
-        assert_eq!(wire.take(0, || first_ns), Some(0));
-        assert_eq!(wire.take(0, || first_ns), Some(1));
+        wire.push(MS + 10, 0, BYTES, |planned_ns| MS + 10 + planned_ns);
+        let mut due = || wire.take(0, || 3 * MS).expect("both have left");
+        assert!(due() <= due());
         assert!(wire.is_free(0));
     }
 
@@ -356,21 +331,5 @@ mod tests {
         let mut pages = wire(link(100_000));
         leave(&mut pages, &sent, 4_096);
         assert!((2_500..=2_900).contains(&pages.stats().lost));
-    }
-
-    #[test]
-    fn a_timer_is_set_ahead_by_what_it_is_late() {
-        let mut lead = Lead::default();
-        for late_us in (20..40).cycle().take(20_000) {
-            lead.learn(late_us * US);
-        }
-        assert!((35 * US..=40 * US).contains(&lead.0), "{lead:?}");
-        (0..1000).for_each(|_| lead.learn(u64::MAX));
-        assert_eq!(lead.0, LEAD_NS_MAX);
-        assert_eq!(lead.before(3 * MS, MS), Some(3 * MS - LEAD_NS_MAX));
-        assert_eq!(lead.before(MS + 80 * US, MS), None);
-        assert_eq!(lead.before(MS, 2 * MS), None);
-        (0..1000).for_each(|_| lead.learn(0));
-        assert_eq!(lead.before(3 * MS, MS), Some(3 * MS));
     }
 }

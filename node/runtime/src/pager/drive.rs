@@ -5,8 +5,9 @@ use super::net::{Due, Net, NetError};
 use super::{Pager, Remote};
 use crate::image::NodeImage;
 use crate::ipi::Call;
+use crate::slots::{self, Awaited};
 use crate::view::View;
-use crate::{clock, control, slots, spin};
+use crate::{clock, control, spin};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use span_api::guest::Setup;
 use std::convert::Infallible;
@@ -26,7 +27,8 @@ static PAGER: Mutex<Option<Pager>> = Mutex::new(None);
 /// A thread that waits for an answer reads the network. Changes under the pager's lock.
 static LED: AtomicBool = AtomicBool::new(false);
 
-/// When a message is due, 0 if none is before a timer would wake somebody. Changes under the pager's lock.
+/// When a message is due that has come before its time, 0 if none is before a timer would wake the pager's thread. Changes
+/// under the pager's lock.
 static SOON_NS: AtomicU64 = AtomicU64::new(0);
 
 fn lock() -> MutexGuard<'static, Option<Pager>> {
@@ -74,8 +76,11 @@ pub(crate) fn ask(slot: u32) {
     pager.notice_resumed();
     pager.handle_request(request);
     let leads = leads && !LED.load(Relaxed);
-    pager.settle();
+    pager.settle_for(leads);
     if slots::is_answered(slot) {
+        if leads {
+            pager.lead(false);
+        }
         return pager.leave();
     }
     if !leads {
@@ -86,22 +91,26 @@ pub(crate) fn ask(slot: u32) {
     }
     let socket = pager.net.as_raw_fd();
     pager.lead(true);
+    let mut until = pager.next_message();
     loop {
         slots::will_poll(slot);
-        let soon_ns = SOON_NS.load(Relaxed);
         drop(guard);
-        slots::poll(socket, soon_ns);
+        let late_ns = slots::poll(socket, until);
         guard = lock();
         let Some(pager) = guard.as_mut() else { return };
         slots::is_awake(slot);
-        if soon_ns > 0 {
+        if let Some(late_ns) = late_ns {
+            pager.net.late(late_ns);
+        }
+        if until.is_some() {
             pager.net.handle_timeouts();
         }
-        pager.turn().unwrap_or_else(|error| fail(&error));
+        pager.turn(true).unwrap_or_else(|error| fail(&error));
         if slots::is_answered(slot) {
             pager.lead(false);
             return pager.leave();
         }
+        until = pager.next_message();
     }
 }
 
@@ -154,7 +163,7 @@ fn serve(
         if waited.alarmed || !waited.asleep {
             pager.net.handle_timeouts();
         }
-        pager.turn()?;
+        pager.turn(false)?;
         if pager.net.complete()
             && let Some(connected) = connected.take()
         {
@@ -214,6 +223,8 @@ pub(super) struct Watch {
     alarm: Alarm,
     /// Of the socket.
     interest: EpollFlags,
+    /// When the next message is due for which whoever leads wakes; later than ever if there is none.
+    leader_ns: u64,
 }
 
 impl Watch {
@@ -222,6 +233,7 @@ impl Watch {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             alarm: Alarm::new()?,
             interest: EpollFlags::EPOLLIN,
+            leader_ns: u64::MAX,
         };
         // For edges: each time the timer goes off is an event of its own, so that nothing need be read
         // from it.
@@ -255,25 +267,57 @@ fn borrow(file: &impl AsRawFd) -> BorrowedFd<'_> {
 
 impl Pager {
     /// Does what has come in by the network.
-    fn turn(&mut self) -> Result<(), NetError> {
+    fn turn(&mut self, leads: bool) -> Result<(), NetError> {
         self.net.receive()?;
-        self.settle();
+        self.settle_for(leads);
         Ok(())
     }
 
-    /// Does what follows from what has been done, and sends it.
     fn settle(&mut self) {
+        self.settle_for(false);
+    }
+
+    /// Does what follows from what has been done, and sends it. Whoever leads waits for the next message himself.
+    fn settle_for(&mut self, leads: bool) {
         self.notice_resumed();
         while let Some(news) = self.net.next() {
             self.hear(news);
         }
         let next = self.do_what_is_due();
         self.net.transmit();
-        let Due { alarm_ns, soon_ns } = self.net.due();
-        SOON_NS.store(soon_ns.unwrap_or(0), Relaxed);
-        let due = [next, alarm_ns];
-        self.watch.alarm.set(due.into_iter().flatten().min());
+        self.wait_for_next(next, leads);
         self.watch.socket(&self.net);
+    }
+
+    /// Has somebody run when there is something to do again.
+    fn wait_for_next(&mut self, next: Option<u64>, leads: bool) {
+        let Due {
+            timer_ns,
+            message_ns,
+        } = self.net.due();
+        if leads {
+            self.watch.leader_ns = message_ns.unwrap_or(u64::MAX);
+        }
+        // Unless the thread that reads the network wakes for it.
+        let leader_ns = match leads || LED.load(Relaxed) {
+            true => self.watch.leader_ns,
+            false => u64::MAX,
+        };
+        let message_ns = message_ns.filter(|at_ns| *at_ns < leader_ns);
+        let wakes_ns = message_ns.and_then(|at_ns| self.net.wakes_ns(at_ns));
+        let soon_ns = message_ns.filter(|_| wakes_ns.is_none());
+        SOON_NS.store(soon_ns.unwrap_or(0), Relaxed);
+        let due = [next, timer_ns, wakes_ns];
+        self.watch.alarm.set(due.into_iter().flatten().min());
+    }
+
+    /// When the next message is due that whoever leads waits for.
+    fn next_message(&self) -> Option<Awaited> {
+        let due_ns = self.watch.leader_ns;
+        (due_ns < u64::MAX).then(|| Awaited {
+            due_ns,
+            wakes_ns: self.net.wakes_ns(due_ns),
+        })
     }
 
     /// Whoever has done something does not wait for what follows: the pager's thread has to, awake if it is soon.
@@ -285,6 +329,9 @@ impl Pager {
 
     fn lead(&mut self, led: bool) {
         LED.store(led, Relaxed);
+        if !led {
+            self.wait_for_next(None, false);
+        }
         self.watch.socket(&self.net);
     }
 }

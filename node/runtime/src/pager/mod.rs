@@ -10,6 +10,7 @@
 //! blocked, is on a stack of this process's own, and dereferences no guest address.
 
 mod alarm;
+mod arrival;
 mod chains;
 mod counters;
 mod delay;

@@ -33,6 +33,7 @@ pub(crate) struct Header {
     floor: U64,
     nodes: U64,
     clock_ns: U64,
+    planned_ns: U64,
 }
 
 /// A message between runtimes. `ticket` names a request of the sender's that waits for the answer.
@@ -177,6 +178,17 @@ impl Header {
         self.clock_ns.get()
     }
 
+    /// By how much the link delays it.
+    pub(crate) fn planned_ns(&self) -> u64 {
+        self.planned_ns.get()
+    }
+
+    /// Ready to send.
+    pub(crate) fn delayed(mut self, planned_ns: u64) -> Bytes {
+        self.planned_ns.set(planned_ns);
+        Bytes::copy_from_slice(self.as_bytes())
+    }
+
     fn state(&self) -> Result<State, WireError> {
         match self.state {
             0 => Ok(State::Invalid),
@@ -191,8 +203,8 @@ impl Header {
     }
 }
 
-/// The header and payload of a frame, ready to send.
-pub(crate) fn encode(frame: Frame, clock_ns: u64) -> (Bytes, Option<Bytes>) {
+/// The header and payload of a frame.
+pub(crate) fn encode(frame: Frame, clock_ns: u64) -> (Header, Option<Bytes>) {
     let mut payload = None;
     let mut header = match frame {
         Frame::Page(message) => {
@@ -244,7 +256,7 @@ pub(crate) fn encode(frame: Frame, clock_ns: u64) -> (Bytes, Option<Bytes>) {
     let len = payload.as_ref().map_or(0, Bytes::len);
     assert!(len <= PAYLOAD_BYTES_MAX);
     header.payload_len.set(len as u32);
-    (Bytes::copy_from_slice(header.as_bytes()), payload)
+    (header, payload)
 }
 
 /// The messages with up to three words share these fields.
@@ -488,9 +500,10 @@ mod tests {
     use super::*;
 
     fn round_trip(frame: Frame) -> Frame {
-        let (bytes, payload) = encode(frame, 99);
+        let (encoded, payload) = encode(frame, 99);
+        let bytes = encoded.delayed(7);
         let header = header(bytes.as_ref().try_into().unwrap());
-        assert_eq!(header.clock_ns(), 99);
+        assert_eq!((header.clock_ns(), header.planned_ns()), (99, 7));
         let payload = payload.unwrap_or_default();
         assert_eq!(header.payload_len().unwrap(), payload.len());
         decode(&header, payload).unwrap()

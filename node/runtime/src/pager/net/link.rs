@@ -5,7 +5,8 @@
 
 use super::{Introduction, NetError, News, put};
 use crate::clock;
-use crate::pager::delay::Wire;
+use crate::pager::arrival::{Arrivals, Seen, Stamp};
+use crate::pager::delay::{self, Wire};
 use crate::pager::wire::{self, Frame, HEADER_BYTES};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{Connection, Dir, Event, StreamEvent, StreamId, Transmit};
@@ -45,8 +46,10 @@ pub(super) struct Link {
     pub(super) node: Option<u16>,
     opened_here: bool,
     streams: Vec<Stream>,
-    /// Where frames wait until they are due.
+    /// Where frames wait until they leave.
     wire: Wire<(Bytes, Option<Bytes>), { CHANNELS.len() }>,
+    /// Where those of the other side wait until their time has come.
+    arrivals: Arrivals<Received, { CHANNELS.len() }>,
     /// What the socket had no room for.
     unsent: Option<(Transmit, Vec<u8>)>,
     /// Its other side has shown a certificate of this guest's.
@@ -63,6 +66,7 @@ impl Link {
             opened_here: node.is_some(),
             streams: Vec::new(),
             wire: Wire::new(0),
+            arrivals: Arrivals::new(),
             unsent: None,
             connected: false,
             given_up: false,
@@ -94,8 +98,12 @@ impl Link {
         self.wire.set(cost);
     }
 
-    pub(super) fn stats(&self) -> &LinkStats {
-        self.wire.stats()
+    /// Of what is sent, and of what has come.
+    pub(super) fn stats(&self) -> LinkStats {
+        LinkStats {
+            arrived: self.arrivals.stats().clone(),
+            ..self.wire.stats().clone()
+        }
     }
 
     pub(super) fn give_up(&mut self, now: Instant, code: u8, why: &'static str) {
@@ -114,29 +122,43 @@ impl Link {
     /// Puts a frame into the queue; its length.
     pub(super) fn send(&mut self, channel: Channel, frame: Frame) -> u64 {
         let (header, payload) = wire::encode(frame, clock::guest_ns());
-        let bytes = (header.len() + payload.as_ref().map_or(0, Bytes::len)) as u64;
+        let bytes = (HEADER_BYTES + payload.as_ref().map_or(0, Bytes::len)) as u64;
         let now_ns = match self.wire.is_free(channel as usize) {
             true => 0,
             false => clock::host_ns(),
         };
         self.wire
-            .push(now_ns, channel as usize, bytes, (header, payload));
+            .push(now_ns, channel as usize, bytes, |planned_ns| {
+                (header.delayed(planned_ns), payload)
+            });
         bytes
     }
 
-    /// When a frame is due that was delayed.
-    pub(super) fn due_ns(&self) -> Option<u64> {
-        self.wire.due_ns().filter(|_| !self.given_up)
+    /// When a frame leaves that has to wait.
+    pub(super) fn leaves_ns(&self) -> Option<u64> {
+        self.wire.leaves_ns().filter(|_| !self.given_up)
     }
 
-    pub(super) fn is_due(&self, now_ns: u64) -> bool {
-        !self.given_up && self.wire.is_due(now_ns)
+    /// When the time of a frame has come that has been received.
+    pub(super) fn due_ns(&self) -> Option<u64> {
+        self.arrivals.due_ns().filter(|_| !self.given_up)
+    }
+
+    /// Takes in frames whose time has come.
+    pub(super) fn take_due(&mut self, now_ns: u64, news: &mut VecDeque<News>) {
+        let Some(from) = self.node.filter(|_| !self.given_up) else {
+            return;
+        };
+        while let Some(received) = self.arrivals.take(now_ns) {
+            news.push_back(News::Frame { from, received });
+        }
     }
 
     /// Takes what the connection has to tell.
     pub(super) fn digest(
         &mut self,
         me: &Introduction,
+        busy_ns: u64,
         news: &mut VecDeque<News>,
     ) -> Result<(), NetError> {
         while let Some(event) = self.connection.poll() {
@@ -150,12 +172,12 @@ impl Link {
                 Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) if !self.given_up => {
                     while let Some(id) = self.connection.streams().accept(Dir::Bi) {
                         self.add(id);
-                        self.read(self.streams.len() - 1, me, news)?;
+                        self.read(self.streams.len() - 1, me, busy_ns, news)?;
                     }
                 }
                 Event::Stream(StreamEvent::Readable { id }) if !self.given_up => {
                     if let Some(index) = self.streams.iter().position(|stream| stream.id == id) {
-                        self.read(index, me, news)?;
+                        self.read(index, me, busy_ns, news)?;
                     }
                 }
                 Event::ConnectionLost { reason } => return Err(reason.into()),
@@ -181,12 +203,12 @@ impl Link {
         let hello = match self.streams.len() {
             1 => {
                 me.sent_ns.set(clock::host_ns());
-                wire::encode(me.hello(), clock::host_ns())
+                wire::encode(me.hello(), clock::host_ns()).0
             }
-            _ => wire::encode(me.hello(), clock::guest_ns()),
+            _ => wire::encode(me.hello(), clock::guest_ns()).0,
         };
         if let Some(stream) = self.streams.last_mut() {
-            stream.due.push_back(hello.0);
+            stream.due.push_back(hello.delayed(0));
         }
         Ok(())
     }
@@ -195,6 +217,7 @@ impl Link {
         &mut self,
         index: usize,
         me: &Introduction,
+        busy_ns: u64,
         news: &mut VecDeque<News>,
     ) -> Result<(), NetError> {
         let stream = &mut self.streams[index];
@@ -222,12 +245,36 @@ impl Link {
                 continue;
             }
             let Some(from) = self.node else { break };
-            news.push_back(News::Frame { from, received });
+            match received.planned_ns == 0 && self.arrivals.is_empty(index) {
+                true => news.push_back(News::Frame { from, received }),
+                false => self.put(index, received, busy_ns),
+            }
         }
         if ended {
             return Err(NetError::Protocol("a stream ended"));
         }
         Ok(())
+    }
+
+    /// Keeps a frame until its time has come.
+    fn put(&mut self, channel: usize, received: Received, busy_ns: u64) {
+        let stamp = Stamp {
+            sent_ns: received.clock_ns,
+            planned_ns: received.planned_ns,
+        };
+        let host_ns = clock::host_ns();
+        // What was sent last takes this long to get there, and what answers it leaves so much later.
+        let there_ns = self.wire.link().latency_ns;
+        let back_ns = received.planned_ns - delay::ahead_ns(received.planned_ns);
+        let seen = Seen {
+            host_ns,
+            guest_ns: clock::guest_ns(),
+            idle_ns: host_ns
+                .saturating_sub(busy_ns)
+                .saturating_sub(there_ns)
+                .saturating_sub(back_ns),
+        };
+        self.arrivals.put(channel, stamp, seen, received);
     }
 
     /// The first frame of a stream has come.
@@ -253,6 +300,9 @@ impl Link {
         }
         self.node = Some(node);
         self.streams[index].introduced = true;
+        if boot != me.boot {
+            self.arrivals.clocks_differ();
+        }
         match (self.opened_here, index) {
             (true, 0) => {
                 me.met(node, boot, received.clock_ns);
@@ -262,7 +312,7 @@ impl Link {
             }
             (false, 0) => {
                 let (hello, _) = wire::encode(me.hello(), clock::guest_ns());
-                self.streams[0].due.push_back(hello);
+                self.streams[0].due.push_back(hello.delayed(0));
             }
             _ => {}
         }
@@ -332,6 +382,8 @@ pub(crate) struct Received {
     pub(crate) frame: Frame,
     /// The sender's clock.
     pub(crate) clock_ns: u64,
+    /// By how much the link delays it.
+    pub(crate) planned_ns: u64,
     pub(crate) bytes: usize,
 }
 
@@ -348,6 +400,7 @@ fn next_frame(from: &mut BytesMut) -> Result<Option<Received>, NetError> {
     Ok(Some(Received {
         frame: wire::decode(&header, payload)?,
         clock_ns: header.clock_ns(),
+        planned_ns: header.planned_ns(),
         bytes,
     }))
 }

@@ -8,7 +8,8 @@ mod tls;
 
 pub(crate) use link::Received;
 
-use super::delay::{self, Lead};
+use super::arrival::Lead;
+use super::delay;
 use super::wire::{self, Frame};
 use crate::clock;
 use bytes::BytesMut;
@@ -102,10 +103,10 @@ pub(crate) enum News {
 /// When there is something to do.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Due {
-    /// So late that there is time to sleep.
-    pub(crate) alarm_ns: Option<u64>,
-    /// So soon that nobody should.
-    pub(crate) soon_ns: Option<u64>,
+    /// Something that may be a little late.
+    pub(crate) timer_ns: Option<u64>,
+    /// The time of a message that has come before it.
+    pub(crate) message_ns: Option<u64>,
 }
 
 pub(crate) struct Net {
@@ -114,6 +115,8 @@ pub(crate) struct Net {
     costs: Vec<Cost>,
     seed: u64,
     lead: Lead,
+    /// When something was done last.
+    busy_ns: u64,
     endpoint: Endpoint,
     client: ClientConfig,
     socket: UdpSocket,
@@ -157,6 +160,7 @@ impl Net {
             costs: setup.links.clone(),
             seed: setup.link_seed,
             lead: Lead::default(),
+            busy_ns: 0,
             endpoint: Endpoint::new(
                 configs.endpoint,
                 Some(configs.server),
@@ -217,20 +221,22 @@ impl Net {
         };
         let mut due = Due::default();
         for link in self.links.values_mut() {
-            let timeout = link.connection.poll_timeout().map(time_ns);
-            earlier(&mut due.alarm_ns, timeout);
-            let Some(due_ns) = link.due_ns() else {
-                continue;
-            };
-            match self.lead.before(due_ns, clock::host_ns()) {
-                Some(at_ns) => earlier(&mut due.alarm_ns, Some(at_ns)),
-                None => earlier(&mut due.soon_ns, Some(due_ns)),
-            }
+            earlier(
+                &mut due.timer_ns,
+                link.connection.poll_timeout().map(time_ns),
+            );
+            earlier(&mut due.timer_ns, link.leaves_ns());
+            earlier(&mut due.message_ns, link.due_ns());
         }
         due
     }
 
-    /// Whoever waited for the alarm of [`Self::due`] was late.
+    /// When to wake whoever is to take in a message whose time comes then; none if it is too soon to sleep.
+    pub(crate) fn wakes_ns(&self, message_ns: u64) -> Option<u64> {
+        self.lead.before(message_ns, clock::host_ns())
+    }
+
+    /// Whoever was to be woken in time for a message ran so much later.
     pub(crate) fn late(&mut self, late_ns: u64) {
         self.lead.learn(late_ns);
     }
@@ -264,7 +270,7 @@ impl Net {
     pub(crate) fn link_stats(&self) -> Vec<LinkStats> {
         let stats = |peer: &Option<usize>| {
             let link = peer.and_then(|handle| self.links.get(&handle));
-            link.map(|link| link.stats().clone()).unwrap_or_default()
+            link.map(Link::stats).unwrap_or_default()
         };
         self.peers.iter().map(stats).collect()
     }
@@ -278,9 +284,10 @@ impl Net {
                 link.connection.handle_timeout(now);
                 self.touched.insert(*handle);
             }
-            if link.is_due(now_ns) {
+            if link.leaves_ns().is_some_and(|at_ns| at_ns <= now_ns) {
                 self.touched.insert(*handle);
             }
+            link.take_due(now_ns, &mut self.news);
         }
         self.digest(now);
     }
@@ -400,7 +407,7 @@ impl Net {
             let Some(link) = self.links.get_mut(&handle) else {
                 continue;
             };
-            let result = link.digest(&self.me, &mut self.news);
+            let result = link.digest(&self.me, self.busy_ns, &mut self.news);
             if link.is_new() && all_here {
                 link.refuse(now, "all nodes are here");
             }
@@ -482,6 +489,7 @@ impl Net {
     pub(crate) fn transmit(&mut self) {
         let now = Instant::now();
         self.blocked = false;
+        self.busy_ns = clock::host_ns();
         for handle in std::mem::take(&mut self.touched) {
             let Some(link) = self.links.get_mut(&handle) else {
                 continue;
