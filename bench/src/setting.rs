@@ -3,6 +3,8 @@
 use crate::error::{Error, Result};
 use crate::gauge::{Gauge, Outcome};
 use crate::interrupt;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use span_tests::{Status, Up, World};
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -112,6 +114,8 @@ pub(crate) struct Setting {
     /// The host's time stamp counter, in kHz, for the gauge.
     pub(crate) khz: String,
     pub(crate) host_cpus: usize,
+    /// Keeps the nodes a and b on a CPU of the host each, where it has so many.
+    pub(crate) apart: Option<String>,
     world: World,
     upstream: PathBuf,
     gauge: String,
@@ -140,6 +144,7 @@ impl Setting {
         let mut setting = Self {
             effort,
             khz: String::new(),
+            apart: apart(),
             host_cpus: std::thread::available_parallelism().map_or(1, |count| count.get()),
             world,
             upstream,
@@ -575,4 +580,11 @@ impl Drop for Guest<'_> {
             let _ = command.args(["down", GUEST]).output();
         }
     }
+}
+
+/// The first two CPUs that this process may run on, for the nodes a and b.
+fn apart() -> Option<String> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
+    let mut cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true));
+    Some(format!("a={},b={}", cpus.next()?, cpus.next()?))
 }

@@ -236,6 +236,10 @@ pub(crate) struct UpOptions {
     /// Memory, for every node (512M) or by name (a=1G,b=256M); the guest has the sum
     #[arg(long, value_name = "SIZE|NAME=SIZE,…")]
     pub(crate) mem: Option<String>,
+    /// CPUs of its host that a node runs on, for every node (0-3) or by name (a=0-3+8,b=4-7): all its
+    /// threads, and the guest's programs there [default: all]
+    #[arg(long, value_name = "CPUS|NAME=CPUS,…")]
+    pub(crate) host_cpus: Option<String>,
     /// Most of the guest's memory that a node holds at a time, for every node (1G) or by name
     /// (a=4G,b=1G): its own part, and at least 16M for pages of others. Without --mem by name, the
     /// guest's memory is shared out to fit [default: no limit]

@@ -496,6 +496,7 @@ impl Guest {
                 arguments: arguments.clone(),
                 readable: self.plan.readable[index].clone(),
                 disks: self.plan.disks[index].clone(),
+                host_cpus: self.plan.host_cpus[index].clone(),
                 run_directory: local.then(|| self.run.path().as_os_str().as_bytes().to_vec()),
                 setup: Setup {
                     node: index as u16,

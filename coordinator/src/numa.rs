@@ -83,7 +83,7 @@ fn built(node: &Node) -> String {
 }
 
 /// Ranges joined by `+`.
-fn cpu_list(cpus: &[u16]) -> String {
+pub(crate) fn cpu_list(cpus: &[u16]) -> String {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
     for &cpu in cpus {
         match ranges.last_mut() {

@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::network;
 use span_api::guest::{Export, Kind, ROOM_BYTES_MIN};
+use span_api::link::HOST_CPU_MAX;
 use span_api::{CPUS_MAX, NODES_MAX};
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -271,6 +272,42 @@ pub(crate) fn cpus(value: Option<&str>, names: &[String]) -> Result<Vec<usize>, 
     Ok(counts)
 }
 
+/// CPUs of its host that each node runs on; none: all.
+pub(crate) fn host_cpus(value: Option<&str>, names: &[String]) -> Result<Vec<Vec<u16>>, Failure> {
+    per_node("--host-cpus", value, names, Vec::new(), |text| {
+        let ranges = text.split('+');
+        let cpus = cpu_ranges(ranges, HOST_CPU_MAX)
+            .ok_or_else(|| format!("a host's CPUs are given as 0-3+8, from 0 to {HOST_CPU_MAX}"))?;
+        distinct(cpus)
+    })
+}
+
+/// Numbers, of which none may be given twice.
+pub(crate) fn distinct(mut cpus: Vec<u16>) -> Result<Vec<u16>, String> {
+    cpus.sort_unstable();
+    match cpus.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(format!("CPU {} is given twice", pair[0])),
+        None => Ok(cpus),
+    }
+}
+
+/// Numbers up to `most`, each range as `0-3` or `7`.
+pub(crate) fn cpu_ranges<'a>(ranges: impl Iterator<Item = &'a str>, most: u16) -> Option<Vec<u16>> {
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|n: &u16| digits && *n <= most)
+    };
+    let mut cpus = Vec::new();
+    for range in ranges {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        match (number(first)?, number(last)?) {
+            (first, last) if first <= last => cpus.extend(first..=last),
+            _ => return None,
+        }
+    }
+    Some(cpus)
+}
+
 /// Memory of each node, in bytes.
 pub(crate) fn memory(value: Option<&str>, names: &[String]) -> Result<Vec<u64>, Failure> {
     let sizes = per_node("--mem", value, names, MEMORY_DEFAULT_BYTES, memory_bytes)?;
@@ -468,7 +505,7 @@ pub(crate) fn memory_size_text(bytes: u64) -> String {
 }
 
 /// A value for every node: one for all, or some by name.
-fn per_node<T: Copy>(
+fn per_node<T: Clone>(
     option: &str,
     value: Option<&str>,
     names: &[String],
@@ -505,7 +542,7 @@ fn per_node<T: Copy>(
     }
     Ok(values
         .into_iter()
-        .map(|value| value.unwrap_or(default))
+        .map(|value| value.unwrap_or_else(|| default.clone()))
         .collect())
 }
 
@@ -647,6 +684,32 @@ mod tests {
         }
         let many: Vec<_> = (0..65).map(|n| format!("n{n}")).collect();
         assert!(line(nodes(&many.join(","))).contains("at most 64"));
+    }
+
+    #[test]
+    fn a_hosts_cpus_are_given_for_all_or_by_name() {
+        let cpus = |value| host_cpus(value, &names()).unwrap();
+        assert_eq!(cpus(None), vec![Vec::<u16>::new(); 3]);
+        assert_eq!(cpus(Some("1")), vec![vec![1]; 3]);
+        assert_eq!(
+            cpus(Some("c=4-6+1,a=0")),
+            [vec![0], Vec::new(), vec![1, 4, 5, 6]]
+        );
+        for (value, expected) in [
+            (
+                "1024",
+                "--host-cpus 1024: a host's CPUs are given as 0-3+8, from 0 to 1023",
+            ),
+            ("a=3-1", "--host-cpus a=3-1: a host's CPUs"),
+            ("a=", "--host-cpus a=: a host's CPUs"),
+            ("+1", "--host-cpus +1: a host's CPUs"),
+            ("0-2+1", "--host-cpus 0-2+1: CPU 1 is given twice"),
+            ("d=1", "--host-cpus d=1: there is no node d"),
+            ("0,1", "--host-cpus 0,1: a host's CPUs"),
+        ] {
+            let line = line(host_cpus(Some(value), &names()));
+            assert!(line.starts_with(expected), "{line}");
+        }
     }
 
     #[test]

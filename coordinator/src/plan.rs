@@ -39,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) name: Option<String>,
     pub(crate) nodes: Vec<NodeSpec>,
     pub(crate) places: Vec<Place>,
+    /// CPUs of its host that each node runs on; none: all.
+    pub(crate) host_cpus: Vec<Vec<u16>>,
     pub(crate) links: Links,
     pub(crate) paging: Paging,
     pub(crate) patient: bool,
@@ -68,6 +70,7 @@ impl Plan {
             cpus,
             memory,
             limits,
+            host_cpus,
             links,
             numa,
             cpu_topology,
@@ -130,6 +133,7 @@ impl Plan {
             name: up.name.clone(),
             nodes,
             places,
+            host_cpus,
             links,
             paging,
             patient: up.debug,
@@ -171,6 +175,7 @@ struct Machines {
     cpus: Vec<usize>,
     memory: Vec<u64>,
     limits: Vec<Option<u64>>,
+    host_cpus: Vec<Vec<u16>>,
     links: Links,
     /// If it is not one NUMA node for each.
     numa: Option<Numa>,
@@ -195,6 +200,7 @@ impl Machines {
             cpus: options::cpus(up.cpus.as_deref(), &names)?,
             memory,
             limits,
+            host_cpus: options::host_cpus(up.host_cpus.as_deref(), &names)?,
             links: Links::new(up.latency.as_deref(), &names)?,
             numa: None,
             cpu_topology: None,
@@ -237,10 +243,18 @@ impl Machines {
             Some(value) => options::mem_limit(Some(value), &names)?,
             None => topology.nodes.iter().map(|node| node.limit_bytes).collect(),
         };
+        let host_cpus = match up.host_cpus.as_deref() {
+            Some(value) => options::host_cpus(Some(value), &names)?,
+            None => {
+                let nodes = topology.nodes.iter();
+                nodes.map(|node| node.host_cpus.clone()).collect()
+            }
+        };
         Ok(Self {
             names,
             places,
             limits,
+            host_cpus,
             cpus: topology.nodes.iter().map(|node| node.cpus).collect(),
             memory: topology
                 .nodes

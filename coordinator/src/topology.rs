@@ -56,6 +56,8 @@ pub(crate) struct Node {
     pub(crate) memory_bytes: u64,
     /// Most of the guest's memory that it holds.
     pub(crate) limit_bytes: Option<u64>,
+    /// CPUs of its host that it runs on; none: all.
+    pub(crate) host_cpus: Vec<u16>,
     /// Of the node, of each socket, of each core.
     pub(crate) sockets: usize,
     pub(crate) clusters: usize,

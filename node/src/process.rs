@@ -10,6 +10,7 @@
 use crate::lines::Lines;
 use crate::network::Networks;
 use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
@@ -74,6 +75,8 @@ pub(crate) struct Start<'a> {
     pub(crate) program: &'a Path,
     pub(crate) arguments: &'a [Vec<u8>],
     pub(crate) directory: &'a Path,
+    /// The host's CPUs that it may run on, if not all.
+    pub(crate) cpus: Option<CpuSet>,
     /// Where its libraries are, if not beside it.
     pub(crate) libraries: Option<&'a Path>,
     /// Its socket to this process.
@@ -96,6 +99,7 @@ impl Process {
         let session_fd = start.session.as_ref().map(AsRawFd::as_raw_fd);
         let mut device_fds = start.networks.descriptors();
         device_fds.extend(start.lines.descriptors());
+        let cpus = start.cpus;
         let parent = nix::unistd::getpid();
         // From before there is a child whose changes could be missed.
         let changes = signal(SignalKind::child())?;
@@ -131,6 +135,9 @@ impl Process {
         unsafe {
             command.pre_exec(move || {
                 prepare(parent, guest_fd, session_fd)?;
+                if let Some(cpus) = &cpus {
+                    sched_setaffinity(Pid::from_raw(0), cpus)?;
+                }
                 device_fds.iter().try_for_each(|fd| inherit(*fd))
             });
         }

@@ -13,6 +13,9 @@ use crate::link::{Link, Sender, chain};
 use crate::network::{Behind, Networks};
 use crate::process::{Change, Process, Start};
 use crate::switch::peers::Switches;
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use span_api::codec;
 use span_api::guest::{Export, FromGuest, Kind, Setup, ToGuest};
 use span_api::link::{CHUNK_BYTES_MAX, FromAgent, Hello, Spawn, ToAgent};
@@ -231,6 +234,7 @@ impl Guest {
             check_exported(&spawn.disks, exports)?;
         }
         check_readable(&spawn.readable)?;
+        let cpus = affinity(&spawn.host_cpus)?;
         let base = match (&host.work, &spawn.run_directory) {
             (Some(work), _) => work.clone(),
             (None, Some(directory)) => path(directory),
@@ -274,6 +278,7 @@ impl Guest {
             program: &files.linux,
             arguments: &arguments,
             directory: directory.path(),
+            cpus,
             libraries: files.libraries.as_deref(),
             guest: theirs.into(),
             session,
@@ -483,6 +488,42 @@ fn check_exported(disks: &[Vec<u8>], exports: &[Export]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The host's CPUs that the guest process is to run on: of those that this process may.
+fn affinity(wanted: &[u16]) -> Result<Option<CpuSet>, String> {
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let refused = |error: Errno| format!("the host's CPUs cannot be chosen: {error}");
+    let allowed = sched_getaffinity(Pid::from_raw(0)).map_err(refused)?;
+    let mut cpus = CpuSet::new();
+    for &cpu in wanted {
+        let cpu = usize::from(cpu);
+        if !allowed.is_set(cpu).unwrap_or(false) {
+            return Err(format!(
+                "CPU {cpu} of the host is none that it may run on; those are {}",
+                ranges(&allowed)
+            ));
+        }
+        cpus.set(cpu).map_err(refused)?;
+    }
+    Ok(Some(cpus))
+}
+
+/// As `0-3,8`.
+fn ranges(cpus: &CpuSet) -> String {
+    let has = |cpu: usize| cpus.is_set(cpu).unwrap_or(false);
+    let mut ranges: Vec<String> = Vec::new();
+    let mut next = 0;
+    while let Some(first) = (next..CpuSet::count()).find(|cpu| has(*cpu)) {
+        next = (first..).find(|cpu| !has(*cpu)).unwrap_or(first + 1);
+        ranges.push(match next - 1 {
+            last if last == first => first.to_string(),
+            last => format!("{first}-{last}"),
+        });
+    }
+    ranges.join(",")
 }
 
 fn check_readable(paths: &[Vec<u8>]) -> Result<(), String> {

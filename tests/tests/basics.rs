@@ -1,7 +1,9 @@
 //! What everybody does first: commands, their exit codes, and their streams.
 
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
-use span_tests::{Up, World};
+use span_tests::{Up, World, descendants, on};
 use std::fmt::Write;
 
 #[test]
@@ -31,6 +33,62 @@ fn six_cpus_run_on_one() {
         outcome.stderr
     );
     world.assert_clean();
+}
+
+#[test]
+fn nodes_run_on_the_hosts_cpus_that_they_are_given() {
+    let world = World::new();
+    let host = host_cpus(0).expect("this process");
+    let (first, last) = (host[0], host[host.len() - 1]);
+    let guest = Up::on(&world, "a,b,c")
+        .options(&["--host-cpus", &format!("a={first},b={last}")])
+        .detach("apart");
+    let status = guest.status();
+    // Where short turns of a CPU and a program keep both together, that is undone again.
+    for node in ["a", "b", "c"] {
+        on(
+            &guest,
+            node,
+            "for n in $(seq 100); do stat /; done; i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done",
+        );
+    }
+    for (node, expected) in [("a", vec![first]), ("b", vec![last]), ("c", host.clone())] {
+        let pid = status.pid(node);
+        // The guest's programs.
+        let processes = descendants(pid);
+        assert!(!processes.is_empty());
+        let pids = processes.iter().map(|process| process.pid);
+        for task in pids.chain([pid]).flat_map(tasks) {
+            let Some(cpus) = host_cpus(task) else {
+                continue;
+            };
+            match node {
+                "c" => assert!(cpus == expected || cpus.len() == 1, "{node}: {cpus:?}"),
+                _ => assert_eq!(cpus, expected, "{node}"),
+            }
+        }
+    }
+    guest.down().expect(0);
+
+    let none = Up::on(&world, "a,b").options(&["--host-cpus", "b=1023"]);
+    let outcome = none.run(&["true"]).expect(125);
+    let line = "coordinator: node b: CPU 1023 of the host is none that it may run on; those are ";
+    assert!(outcome.stderr.contains(line), "{}", outcome.stderr);
+    world.assert_clean();
+}
+
+fn tasks(pid: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let number = |task: std::fs::DirEntry| task.file_name().to_str()?.parse().ok();
+    tasks.filter_map(number).collect()
+}
+
+/// Those that a task may run on, unless it has ended.
+fn host_cpus(task: i32) -> Option<Vec<usize>> {
+    let cpus = sched_getaffinity(Pid::from_raw(task)).ok()?;
+    let all = 0..CpuSet::count();
+    Some(all.filter(|cpu| cpus.is_set(*cpu) == Ok(true)).collect())
 }
 
 #[test]

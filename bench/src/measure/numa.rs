@@ -57,11 +57,21 @@ fn placement(setting: &Setting) -> Result<Vec<Figure>> {
     let mut stencil = [Samples::default(), Samples::default()];
     let mut host = [Samples::default(), Samples::default()];
     let mut alone = [Samples::default(), Samples::default()];
+    // As on hosts of their own; where there is one CPU only, there is nothing to choose.
+    let apart = setting.apart.as_deref();
+    let apart: Vec<&str> = apart
+        .iter()
+        .flat_map(|cpus| ["--host-cpus", cpus])
+        .collect();
     setting.repeat("work near its memory", || {
         let work = ["stencil", &setting.khz, "1", &pages, &rounds];
         stencil[0].add(setting.span("a", 1, &work)?.samples("stencil")?);
         let work = ["stencil", &setting.khz, THREADS, &pages, &rounds];
-        stencil[1].add(setting.span("a,b", 1, &work)?.samples("stencil")?);
+        stencil[1].add(
+            setting
+                .span_with(&apart, "a,b", &work)?
+                .samples("stencil")?,
+        );
         if setting.host_cpus > 1 {
             for (threads, samples) in ["1", THREADS].into_iter().zip(&mut host) {
                 let work = ["stencil", &setting.khz, threads, &pages, &rounds];

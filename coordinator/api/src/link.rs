@@ -30,6 +30,9 @@ pub const HEARTBEAT_LOST_MS: u64 = 1500;
 /// Longest data of one [`ToAgent::Chunk`] or [`FromAgent::Log`].
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 
+/// CPUs of a host are numbered up to this.
+pub const HOST_CPU_MAX: u16 = 1023;
+
 /// Longest artefact that an agent accepts.
 pub const ARTEFACT_BYTES_MAX: u64 = 1 << 30;
 
@@ -158,6 +161,8 @@ pub struct Spawn {
     /// when the coordinator died without doing so.
     pub run_directory: Option<Vec<u8>>,
     pub setup: Setup,
+    /// CPUs of the node's host that the guest process may run on; none: all that the agent may.
+    pub host_cpus: Vec<u16>,
     /// Network devices whose other end is on this node.
     pub networks: Vec<Network>,
     /// Lines whose other end is to be held; of the first node only.

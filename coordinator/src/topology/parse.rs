@@ -5,6 +5,7 @@ use super::shapes::{self, File};
 use super::{DISTANCE_MAX, DISTANCE_SELF, Node, NumaPart, Topology};
 use crate::failure::{Failure, one_line};
 use crate::options;
+use span_api::link::HOST_CPU_MAX;
 use span_api::{CPUS_MAX, NODES_MAX};
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -242,6 +243,10 @@ fn node(raw: &shapes::Node, first: bool) -> Result<Node, Wrong> {
         Some(slow) => *slow.get_ref(),
         None => 1.0,
     };
+    let host_cpus = match &raw.host_cpus {
+        Some(list) => host_cpus(list.get_ref()).or_else(|why| wrong(list.span(), why))?,
+        None => Vec::new(),
+    };
     let all = || NumaPart {
         cpus: (0..cpus as usize).collect(),
         memory_bytes,
@@ -253,6 +258,7 @@ fn node(raw: &shapes::Node, first: bool) -> Result<Node, Wrong> {
         cpus: cpus as usize,
         memory_bytes,
         limit_bytes: raw.mem_limit.as_ref().map(|limit| limit.get_ref().0),
+        host_cpus,
         sockets: shape.sockets,
         clusters: shape.clusters,
         threads: shape.threads,
@@ -376,23 +382,21 @@ fn numa(raw: &Spanned<Vec<Spanned<shapes::NumaPart>>>) -> Result<Vec<NumaPart>, 
     Ok(parts)
 }
 
+/// CPUs of a host, as `0-3,7`.
+fn host_cpus(text: &str) -> Result<Vec<u16>, String> {
+    let cpus = options::cpu_ranges(text.split(','), HOST_CPU_MAX).ok_or_else(|| {
+        format!(
+            "host-cpus {text:?}: a host's CPUs are listed as \"0-3,7\", from 0 to {HOST_CPU_MAX}"
+        )
+    })?;
+    options::distinct(cpus).map_err(|why| format!("host-cpus {text:?}: {why}"))
+}
+
 /// Numbers as `0-3,7`.
 fn cpu_list(text: &str) -> Result<Vec<usize>, String> {
-    let number = |text: &str| {
-        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse()
-            .ok()
-            .filter(|n: &usize| digits && *n < CPUS_MAX)
-    };
-    let mut cpus = Vec::new();
-    for item in text.split(',') {
-        let (first, last) = item.split_once('-').unwrap_or((item, item));
-        match (number(first), number(last)) {
-            (Some(first), Some(last)) if first <= last => cpus.extend(first..=last),
-            _ => return Err(format!("cpus {text:?}: CPUs are listed as \"0-3,7\"")),
-        }
-    }
-    Ok(cpus)
+    let cpus = options::cpu_ranges(text.split(','), CPUS_MAX as u16 - 1)
+        .ok_or_else(|| format!("cpus {text:?}: CPUs are listed as \"0-3,7\""))?;
+    Ok(cpus.into_iter().map(usize::from).collect())
 }
 
 fn distances(rows: &Spanned<shapes::Matrix>, count: usize) -> Result<Vec<Vec<u8>>, Wrong> {

@@ -35,6 +35,8 @@ pub(super) struct Node {
     pub(super) mem: Option<Spanned<Size>>,
     #[serde(rename = "mem-limit")]
     pub(super) mem_limit: Option<Spanned<Size>>,
+    #[serde(rename = "host-cpus")]
+    pub(super) host_cpus: Option<Spanned<String>>,
     pub(super) sockets: Option<Spanned<i64>>,
     pub(super) clusters: Option<Spanned<i64>>,
     pub(super) threads: Option<Spanned<i64>>,

@@ -2,6 +2,7 @@
 
 use super::{Node, Numa, Topology};
 use crate::links::values::{bandwidth_text, loss_text, time_text};
+use crate::numa::cpu_list;
 use crate::status::aligned;
 use serde_json::{Value, json};
 use span_api::guest::Link;
@@ -105,6 +106,9 @@ fn cpus(node: &Node) -> String {
         let sizes: Vec<_> = node.caches.iter().map(|bytes| size(*bytes)).collect();
         parts.push(format!("caches {}", sizes.join(" ")));
     }
+    if !node.host_cpus.is_empty() {
+        parts.push(format!("on the host's {}", cpu_list(&node.host_cpus)));
+    }
     match parts.is_empty() {
         true => node.cpus.to_string(),
         false => format!("{} ({})", node.cpus, parts.join(", ")),
@@ -128,7 +132,7 @@ pub(super) fn json(topology: &Topology) -> Value {
             .map(|part| json!({ "cpus": part.cpus, "memory_bytes": part.memory_bytes }));
         json!({
             "name": node.name, "address": node.address, "group": node.group, "cpus": node.cpus,
-            "memory_bytes": node.memory_bytes, "limit_bytes": node.limit_bytes, "sockets": node.sockets,
+            "memory_bytes": node.memory_bytes, "limit_bytes": node.limit_bytes, "host_cpus": node.host_cpus, "sockets": node.sockets,
             "clusters": node.clusters, "threads": node.threads, "caches_bytes": node.caches, "slow": node.slow,
             "numa": numa.collect::<Vec<_>>(),
         })

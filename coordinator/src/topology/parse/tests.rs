@@ -137,6 +137,16 @@ fn nodes_that_cannot_be_are_refused() {
         (node("mem = \"32M\""), "2:8", "64M"),
         (node("mem-limit = 1"), "3:13", "a size"),
         (
+            node("host-cpus = \"0+1\""),
+            "3:13",
+            "listed as \"0-3,7\", from 0 to 1023",
+        ),
+        (
+            node("host-cpus = \"1-2,2\""),
+            "3:13",
+            "CPU 2 is given twice",
+        ),
+        (
             node("mem-limit = \"64M\""),
             "3:13",
             "272M in all are the least",
