@@ -100,7 +100,7 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     figures.push(jitter.figure(name, us).aim(RATIO_MAX));
     figures.push(Figure::alone(
         GROUP,
-        "a message leaves too early or too late by",
+        "a message is taken in too early or late by",
         us,
         &error,
     ));

@@ -5,7 +5,7 @@
 //! them, and are taken in when they would have been, had they been sent when their time had come to somebody awake.
 //!
 //! **When that is** follows from when a message was sent, by how much it is delayed, and what the network takes: the least that a
-//! message of this link has taken. On hosts with different clocks that is also by how much the clocks differ, and is
+//! message of this link and of about this length has taken. On hosts with different clocks that is also by how much the clocks differ, and is
 //! forgotten again. A message for a node that would have slept without the link's delay, too, has had to wake somebody in any case, and
 //! that counts.
 
@@ -20,11 +20,15 @@ const EARLY_NS_MAX: u64 = 1_000;
 /// Where clocks differ, the least that a message has taken is forgotten by so much of the time that goes by.
 const FORGOTTEN_PPM: u64 = 20;
 
-/// When a message was sent, on the guest's clock, and by how much it is delayed.
+/// Lengths of messages, by powers of two: a page takes longer than a request, and what a host call reads far longer.
+const LENGTHS: usize = 20;
+
+/// What a message says of itself: when it was sent, on the guest's clock, and by how much it is delayed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stamp {
     pub(super) sent_ns: u64,
     pub(super) planned_ns: u64,
+    pub(super) bytes: usize,
 }
 
 /// When somebody saw a message.
@@ -40,7 +44,8 @@ pub(super) struct Seen {
 /// Messages of one direction of a link that wait for their time, for each of `N` channels.
 #[derive(Debug)]
 pub(super) struct Arrivals<T, const N: usize> {
-    transit: Transit,
+    clocks_differ: bool,
+    transits: [Transit; LENGTHS],
     queues: [VecDeque<Early<T>>; N],
     stats: ArrivalStats,
 }
@@ -54,16 +59,15 @@ struct Early<T> {
 }
 
 /// The least that the network has taken.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Transit {
-    clocks_differ: bool,
     least_ns: Option<u64>,
     at_ns: u64,
 }
 
 impl Transit {
-    fn least(&mut self, taken_ns: u64, now_ns: u64) -> u64 {
-        let forgotten_ns = match self.clocks_differ {
+    fn least(&mut self, taken_ns: u64, now_ns: u64, clocks_differ: bool) -> u64 {
+        let forgotten_ns = match clocks_differ {
             true => now_ns.saturating_sub(self.at_ns) / (1_000_000 / FORGOTTEN_PPM),
             false => 0,
         };
@@ -83,7 +87,8 @@ impl Transit {
 impl<T, const N: usize> Arrivals<T, N> {
     pub(super) fn new() -> Self {
         Self {
-            transit: Transit::default(),
+            clocks_differ: false,
+            transits: [Transit::default(); LENGTHS],
             queues: std::array::from_fn(|_| VecDeque::new()),
             stats: ArrivalStats::default(),
         }
@@ -91,7 +96,7 @@ impl<T, const N: usize> Arrivals<T, N> {
 
     /// The other side's host has a clock of its own.
     pub(super) fn clocks_differ(&mut self) {
-        self.transit.clocks_differ = true;
+        self.clocks_differ = true;
     }
 
     pub(super) fn stats(&self) -> &ArrivalStats {
@@ -108,11 +113,14 @@ impl<T, const N: usize> Arrivals<T, N> {
         let Stamp {
             sent_ns,
             planned_ns,
+            bytes,
         } = stamp;
         let since_ns = seen.guest_ns.saturating_sub(sent_ns);
         let left_ns = planned_ns - ahead_ns(planned_ns);
         let taken_ns = since_ns.saturating_sub(left_ns);
-        let least_ns = self.transit.least(taken_ns, seen.host_ns);
+        let length = bytes.max(1).ilog2() as usize;
+        let transit = &mut self.transits[length.min(LENGTHS - 1)];
+        let least_ns = transit.least(taken_ns, seen.host_ns, self.clocks_differ);
         let transit_ns = match spin::would_have_slept(seen.idle_ns) {
             true => taken_ns,
             false => least_ns,
@@ -200,6 +208,7 @@ mod tests {
         let stamp = Stamp {
             sent_ns: sent_ns + 1_000 * MS,
             planned_ns,
+            bytes: 88,
         };
         let host_ns = sent_ns + seen_ns;
         let seen = Seen {
@@ -255,6 +264,7 @@ mod tests {
         let stamp = Stamp {
             sent_ns: 20 * MS,
             planned_ns: 200 * US,
+            bytes: 88,
         };
         let seen = Seen {
             host_ns: 20 * MS + 50 * US,
@@ -263,6 +273,27 @@ mod tests {
         };
         arrivals.put(0, stamp, seen, 0);
         assert_eq!(due(&mut arrivals), 20 * MS + 200 * US + 50 * US);
+    }
+
+    #[test]
+    fn a_long_message_takes_longer() {
+        let mut arrivals: Arrivals<u64, 2> = Arrivals::new();
+        for (bytes, takes_ns) in [(88, 12 * US), (4184, 20 * US), (100_000, 700 * US)] {
+            let stamp = Stamp {
+                sent_ns: 10 * MS,
+                planned_ns: 50 * US,
+                bytes,
+            };
+            let seen_ns = 10 * MS + takes_ns;
+            let seen = Seen {
+                host_ns: seen_ns,
+                guest_ns: seen_ns,
+                idle_ns: 0,
+            };
+            arrivals.put(0, stamp, seen, 0);
+            assert_eq!(due(&mut arrivals), seen_ns + 50 * US);
+        }
+        assert_eq!(arrivals.stats().error.max_ns(), 0);
     }
 
     #[test]

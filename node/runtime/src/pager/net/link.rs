@@ -261,6 +261,7 @@ impl Link {
         let stamp = Stamp {
             sent_ns: received.clock_ns,
             planned_ns: received.planned_ns,
+            bytes: received.bytes,
         };
         let host_ns = clock::host_ns();
         // What was sent last takes this long to get there, and what answers it leaves so much later.
