@@ -215,6 +215,29 @@ fn variables_of_cpus_are_added_on_every_node() {
     world.assert_clean();
 }
 
+/// What is done for a CPU is done on it, also by the worker that initialised its node's pages.
+#[test]
+fn a_cpus_workers_stay_on_it() {
+    let world = World::new();
+    let guest = Up::on(&world, "a,b")
+        .options(&["--cpus", "2"])
+        .detach("workers");
+    let workers = guest.sh(
+        "for p in /proc/[0-9]*; do read name <$p/comm && case $name in kworker/[0-9]*) \
+         echo $name $(sed -n 's/^Cpus_allowed_list://p' $p/status);; esac; done 2>/dev/null; true",
+    );
+    let mut seen = [0; 4];
+    for line in workers.lines() {
+        let (name, allowed) = line.split_once(' ').expect("a list of CPUs");
+        let cpu = name.trim_start_matches("kworker/").split(':').next();
+        assert_eq!(cpu, Some(allowed), "{workers}");
+        seen[allowed.parse::<usize>().expect("a CPU")] += 1;
+    }
+    assert!(seen.iter().all(|count| *count > 0), "{workers}");
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
 /// Two sockets of two cores with two threads each, and one socket of two clusters.
 const BUILT: &str = r#"
 [[node]]
