@@ -22,6 +22,7 @@ mod netns;
 mod process;
 mod product;
 mod report;
+mod selftests;
 mod status;
 mod up;
 mod upstream;
@@ -36,6 +37,7 @@ pub use process::{Outcome, Spawned, parent, wait_until};
 pub use product::{
     PLANTED_MISSING, UPSTREAM_MISSING, find, not_tested, planted, program, upstream_kernel,
 };
+pub use selftests::Selftests;
 pub use status::{Counters, Faults, Node, Status, served};
 pub use up::{Detached, Guest, Running, Up, on, python, text};
 pub use upstream::{upstream, upstream_with};
