@@ -1,6 +1,8 @@
-//! To a program and out again, in a row.
+//! To a program and out again, in a row; how a guest shares the host's processors.
 
-use span_tests::{SHORT_S_MAX, Up, World, number};
+use span_tests::{SHORT_S_MAX, Up, World, not_tested, number};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::time::{Duration, Instant};
 
 /// `SPAN_BOOTS`; the full test is 200.
@@ -33,4 +35,72 @@ fn boots_in_a_row() {
         times[times.len() / 2],
         times.last().unwrap_or(&0)
     );
+}
+
+/// How long the host lets a thread run at a time: what it asked for, or the host's own choice. None of a thread
+/// that has ended.
+fn slice_ns(tid: i32) -> Option<u64> {
+    let mut attributes = [0u64; 7];
+    // SAFETY: fills in a local of the length given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_sched_getattr,
+            tid,
+            attributes.as_mut_ptr(),
+            size_of_val(&attributes),
+            0,
+        )
+    };
+    // `sched_runtime` of `struct sched_attr`.
+    (result == 0).then_some(attributes[3])
+}
+
+/// Slices of the threads of a process and of all that it has started, by name.
+fn slices(pid: i32, into: &mut BTreeMap<String, BTreeSet<u64>>) {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    for task in tasks.into_iter().flatten().flatten() {
+        let tid = task.file_name().into_string().expect("a number");
+        let read = |what| fs::read_to_string(task.path().join(what)).unwrap_or_default();
+        let (name, children) = (read("comm"), read("children"));
+        if let Some(slice) = slice_ns(tid.parse().expect("a number")) {
+            into.entry(name.trim().to_string())
+                .or_default()
+                .insert(slice);
+        }
+        for child in children.split_whitespace() {
+            slices(child.parse().expect("a number"), into);
+        }
+    }
+}
+
+#[test]
+fn only_pagers_ask_for_a_little_of_a_processor_at_a_time() {
+    let world = World::new();
+    let guest = Up::three(&world).detach("slices");
+    // A stub on each node, made by its CPU.
+    guest
+        .exec(&[
+            "sh",
+            "-c",
+            "for n in 0 1 2; do taskset -c $n sh -c 'echo; exec sleep 60' & done | sed 3q",
+        ])
+        .expect(0);
+    let status = guest.status();
+    let mut by_name = BTreeMap::new();
+    for node in ["a", "b", "c"] {
+        slices(status.pid(node), &mut by_name);
+    }
+    guest.down().expect(0);
+    world.assert_clean();
+
+    let usual = BTreeSet::from_iter(slice_ns(0));
+    let pagers = by_name.remove("span-pager").expect("pagers");
+    if pagers == usual {
+        return not_tested("slices: this host's kernel lets nobody choose");
+    }
+    assert_eq!(pagers.len(), 1, "{pagers:?}");
+    assert!(pagers.last() < usual.first(), "{pagers:?} {usual:?}");
+    for name in ["linux", "span-worker", "span-kicker", "uml-userspace"] {
+        assert_eq!(by_name.get(name), Some(&usual), "{name}: {by_name:?}");
+    }
 }

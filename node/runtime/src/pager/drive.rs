@@ -134,8 +134,9 @@ fn serve(
     view: View,
     meeting: &Meeting,
 ) -> Result<Infallible, NetError> {
-    ask_for_short_slices();
     let mut pager = Pager::new(setup, image, view)?;
+    // Not before it has made threads: they, the CPUs that they make, and their stubs would inherit it.
+    ask_for_short_slices();
     let _ = meeting.bound.send(pager.net.port()?);
     let addresses = meeting
         .peers
