@@ -18,6 +18,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use span_api::codec;
 use span_api::guest::{Export, FromGuest, Kind, Setup, ToGuest};
+use span_api::line::check_argument;
 use span_api::link::{CHUNK_BYTES_MAX, FromAgent, Hello, Spawn, ToAgent};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
@@ -235,6 +236,10 @@ impl Guest {
         }
         check_readable(&spawn.readable)?;
         let cpus = affinity(&spawn.host_cpus)?;
+        if index == 0 {
+            let mut arguments = spawn.arguments.iter();
+            arguments.try_for_each(|argument| check_argument(argument))?;
+        }
         let base = match (&host.work, &spawn.run_directory) {
             (Some(work), _) => work.clone(),
             (None, Some(directory)) => path(directory),

@@ -303,6 +303,8 @@ fn channels_that_cannot_work_are_refused() {
         ("ssl0=fd:9", "descriptor 9 is not open for writing"),
         ("con0=null,fd:1", "this command's own"),
         ("con0=pty,null", "null, tty:PATH or fd:N"),
+        ("con3=tty:/no/such", "/no/such: No such file"),
+        ("ssl3=tty:/proc/version", "/proc/version is no terminal"),
         ("con0=unix:/proc/version", "already"),
         ("ssl0=port:99999", "1 to 65535"),
     ] {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 
 /// The kernel's consoles, and its serial lines.
 const CONSOLES: u8 = 16;
@@ -102,6 +103,31 @@ impl std::fmt::Display for Line {
     }
 }
 
+/// Whether the terminals of this host that a channel of the kernel's own names (`tty:PATH`, one for each direction)
+/// can be some. They are not opened: that has effects on a serial line.
+pub fn check_terminals(channel: &str) -> Result<(), String> {
+    let parts = channel.split(',');
+    for path in parts.filter_map(|part| part.strip_prefix("tty:")) {
+        match std::fs::metadata(path) {
+            Ok(metadata) if metadata.file_type().is_char_device() => {}
+            Ok(_) => return Err(format!("{path} is no terminal")),
+            Err(error) => return Err(format!("{path}: {error}")),
+        }
+    }
+    Ok(())
+}
+
+/// The same of one of the kernel's arguments, whatever it is about.
+pub fn check_argument(argument: &[u8]) -> Result<(), String> {
+    let argument = String::from_utf8_lossy(argument);
+    match argument.split_once('=') {
+        Some((key, channel)) if ["con", "ssl"].contains(&key) || Line::parse(key).is_some() => {
+            check_terminals(channel).map_err(|why| format!("{argument}: {why}"))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,5 +148,30 @@ mod tests {
         }
         assert_eq!(Line::from_index(80), None);
         assert_eq!(Line::all().filter(|line| line.is_default()).count(), 16);
+    }
+
+    #[test]
+    fn terminals_are_devices_that_are_there() {
+        for good in ["tty:/dev/null", "null,tty:/dev/null", "fd:5", "null"] {
+            assert_eq!(check_terminals(good), Ok(()), "{good}");
+        }
+        for (bad, why) in [
+            ("tty:/nonexistent", "/nonexistent: No such file"),
+            (
+                "tty:/dev/null,tty:/nonexistent",
+                "/nonexistent: No such file",
+            ),
+            ("tty:/proc/version", "/proc/version is no terminal"),
+            ("tty:", "No such file"),
+        ] {
+            let said = check_terminals(bad).unwrap_err();
+            assert!(said.contains(why), "{bad}: {said}");
+            for key in ["con", "ssl", "con3", "ssl63"] {
+                let said = check_argument(format!("{key}={bad}").as_bytes()).unwrap_err();
+                assert!(said.starts_with(&format!("{key}={bad}: ")), "{said}");
+            }
+        }
+        assert_eq!(check_argument(b"quiet"), Ok(()));
+        assert_eq!(check_argument(b"console=tty:/nonexistent"), Ok(()));
     }
 }

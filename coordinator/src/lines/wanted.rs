@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::network::port;
 use crate::options::Place;
 use span_api::guest::{LINE_FD_FIRST, descriptor_handle};
-use span_api::line::{Channel, Line};
+use span_api::line::{Channel, Line, check_terminals};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
@@ -197,7 +197,7 @@ fn other(value: &str, first: &Place) -> Result<Option<Other>, String> {
     if value.contains(',') && !value.starts_with("unix:") {
         let known = |part: &str| part == "null" || part == "none" || part.starts_with("tty:");
         return match value.split(',').all(known) {
-            true => Ok(None),
+            true => kernels(value, first),
             false => Err("channels for input and output apart are null, tty:PATH or fd:N".into()),
         };
     }
@@ -205,7 +205,7 @@ fn other(value: &str, first: &Place) -> Result<Option<Other>, String> {
         ("console", None) => agent(Channel::Console),
         ("pty" | "pts", None) => agent(Channel::Terminal),
         ("xterm", None) => Ok(Some(Other::Window)),
-        ("null" | "none", None) | ("tty", Some(_)) => Ok(None),
+        ("null" | "none", None) | ("tty", Some(_)) => kernels(value, first),
         ("unix", Some(path)) => {
             socket(Path::new(path), first)?;
             let path = path.as_bytes().to_vec();
@@ -226,6 +226,15 @@ fn other(value: &str, first: &Place) -> Result<Option<Other>, String> {
         }
         _ => Err(ALLOWED.into()),
     }
+}
+
+/// A channel that the kernel opens by itself. It would do so only when somebody uses the line.
+fn kernels(value: &str, first: &Place) -> Result<Option<Other>, String> {
+    // Elsewhere the node's agent looks.
+    if *first == Place::Local {
+        check_terminals(value)?;
+    }
+    Ok(None)
 }
 
 /// Whether a socket may be made there, as far as that can be seen from here.
@@ -280,13 +289,17 @@ mod tests {
         assert_eq!(arguments[8], b"ssl0=fd:560");
 
         let (wanted, left) =
-            words(&["con1=tty:/dev/x", "con=null", "ssl20=pty", "con2=pts"]).unwrap();
-        assert_eq!(left, ["con1=tty:/dev/x", "con=null"]);
+            words(&["con1=tty:/dev/null", "con=null", "ssl20=pty", "con2=pts"]).unwrap();
+        assert_eq!(left, ["con1=tty:/dev/null", "con=null"]);
         assert_eq!(wanted.len(), 10);
         assert_eq!(wanted[&line("ssl20")], Other::Agent(Channel::Terminal));
         assert_eq!(wanted[&line("con2")], Other::Agent(Channel::Terminal));
         assert_eq!(words(&["con=console"]).unwrap().0.len(), 24);
-        assert_eq!(words(&["con3=null,tty:/x"]).unwrap().0.len(), 15);
+        assert_eq!(words(&["con3=null,tty:/dev/null"]).unwrap().0.len(), 15);
+        // Another host's are looked at there.
+        let mut appended = vec![b"con3=tty:/nonexistent".to_vec()];
+        let elsewhere = Place::Remote("host:1".into());
+        assert!(Wanted::new(&mut appended, &elsewhere).is_ok());
     }
 
     #[test]
@@ -320,6 +333,14 @@ mod tests {
             ("con0=", "allowed are console"),
             ("con0=pty:x", "allowed are console"),
             ("con0=tty", "allowed are console"),
+            (
+                "con3=tty:/nonexistent",
+                "con3=tty:/nonexistent: /nonexistent: No such",
+            ),
+            (
+                "ssl1=null,tty:/proc/version",
+                "/proc/version is no terminal",
+            ),
             ("ssl0=port:", "from 1 to 65535"),
             ("ssl0=port:0", "from 1 to 65535"),
             ("ssl0=port:host:9", "from 1 to 65535"),
