@@ -21,9 +21,10 @@ const MOST_NS: u64 = 200_000;
 /// Who runs for longer than this after somebody gave way to him computes: the nodes' own threads do not.
 const COMPUTES_NS: u64 = 500_000;
 
-/// For so long there is no looking then. One turn of a few milliseconds in this time is little, and so is as much
-/// time without looking.
-const CROWDED_NS: u64 = 100_000_000;
+/// So many times as long as such a turn there is no looking then: a twentieth of the time is lost at most. A turn of
+/// 5 ms, the longest on many hosts, ends it for 0.1 s; one that was hardly one, of something else than a program that
+/// computes, for no more than a few faults.
+const TURNS_WITHOUT: u64 = 20;
 
 /// What other nodes send may come that soon.
 static PAYS: AtomicBool = AtomicBool::new(true);
@@ -96,7 +97,8 @@ impl Crowd {
             now_ns = processor.now_ns();
             let away_ns = now_ns - before_ns;
             if away_ns > COMPUTES_NS {
-                self.until_ns.store(now_ns + CROWDED_NS, Relaxed);
+                self.until_ns
+                    .store(now_ns + TURNS_WITHOUT * away_ns, Relaxed);
             }
             if away_ns > ALONE_NS {
                 return false;
@@ -174,7 +176,7 @@ mod tests {
             busy.pass(200_000);
         }
         let all_ns = busy.now_ns() - began_ns;
-        let whiles = all_ns.div_ceil(CROWDED_NS) as u32;
+        let whiles = all_ns.div_ceil(TURNS_WITHOUT * busy.turn_ns) as u32;
         assert!(
             (1..=whiles).contains(&busy.turns.get()),
             "{}",
@@ -189,7 +191,9 @@ mod tests {
         let (crowd, busy) = (Crowd::new(), Shared::with(3_000_000));
         crowd.look(&busy, || false);
         let alone = Shared::with(1_000);
-        alone.now_ns.set(busy.now_ns() + CROWDED_NS - 1);
+        alone
+            .now_ns
+            .set(busy.now_ns() + TURNS_WITHOUT * 3_000_000 - 1);
         assert!(!crowd.look(&alone, || false));
         assert_eq!(alone.turns.get(), 0);
         alone.pass(1);
