@@ -126,8 +126,9 @@ pub struct ArrivalStats {
     pub delayed: u64,
     pub planned_ns: u64,
     pub added_ns: u64,
-    /// How long each did, and how far off that was.
+    /// How long each did.
     pub added: Histogram,
+    /// How far off that was, of those no longer than a page: bulk takes as long as the network does, in any case.
     pub error: Histogram,
 }
 

@@ -232,9 +232,16 @@ pub(crate) struct Awaited {
     pub(crate) wakes_ns: Option<u64>,
 }
 
-/// Waits until the socket has something, the thread is answered, or a message is due, without the pager's lock. How much
-/// later it ran than it was to be woken, if it was.
-pub(crate) fn poll(socket: RawFd, until: Option<Awaited>) -> Option<u64> {
+/// Whether somebody slept who waited.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Slept {
+    pub(crate) since_ns: Option<u64>,
+    /// How much later he ran than he was to be woken, if it was time.
+    pub(crate) late_ns: Option<u64>,
+}
+
+/// Waits until the socket has something, the thread is answered, or a message is due, without the pager's lock.
+pub(crate) fn poll(socket: RawFd, until: Option<Awaited>) -> Slept {
     let wake = POLL_WAKE.load(Acquire);
     let readable = |fd| libc::pollfd {
         fd,
@@ -253,10 +260,13 @@ pub(crate) fn poll(socket: RawFd, until: Option<Awaited>) -> Option<u64> {
         // SAFETY: passes locals.
         unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as _, timeout, std::ptr::null()) > 0 }
     };
-    let mut late_ns = None;
+    let mut slept = Slept::default();
     match until {
         None => {
-            let _ = spin::until(|| poll(Some(0))) || poll(None);
+            if !spin::until(|| poll(Some(0))) {
+                slept.since_ns = Some(clock::host_ns());
+                poll(None);
+            }
         }
         Some(Awaited {
             due_ns,
@@ -270,7 +280,7 @@ pub(crate) fn poll(socket: RawFd, until: Option<Awaited>) -> Option<u64> {
         }) => {
             let is_due = || clock::host_ns() >= due_ns;
             if !spin::until(|| poll(Some(0)) || is_due()) {
-                late_ns = sleep_until(wakes_ns, |left_ns| poll(Some(left_ns)));
+                slept = sleep_until(wakes_ns, |left_ns| poll(Some(left_ns)));
             }
         }
     }
@@ -279,23 +289,28 @@ pub(crate) fn poll(socket: RawFd, until: Option<Awaited>) -> Option<u64> {
         // SAFETY: reads eight bytes into a local.
         unsafe { libc::read(wake, (&raw mut count).cast(), size_of_val(&count)) };
     }
-    late_ns
+    slept
 }
 
-/// Sleeps, unless something comes, until it is time; how much later it is then.
-fn sleep_until(at_ns: u64, mut sleep: impl FnMut(u64) -> bool) -> Option<u64> {
+/// Sleeps, unless something comes, until it is time.
+fn sleep_until(at_ns: u64, mut sleep: impl FnMut(u64) -> bool) -> Slept {
     /// Shorter waits are over before anybody sleeps.
     const WAIT_NS_MIN: u64 = 10_000;
     /// As good as none, which cannot be asked for.
     const SLACK_NS: libc::c_ulong = 1;
 
-    let left_ns = at_ns.saturating_sub(clock::host_ns());
+    let now_ns = clock::host_ns();
+    let left_ns = at_ns.saturating_sub(now_ns);
     if left_ns < WAIT_NS_MIN {
-        return None;
+        return Slept::default();
     }
     // SAFETY: concerns this thread's timers, which the host else joins with others'.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, SLACK_NS) };
-    (!sleep(left_ns)).then(|| clock::host_ns().saturating_sub(at_ns))
+    let interrupted = sleep(left_ns);
+    Slept {
+        since_ns: Some(now_ns),
+        late_ns: (!interrupted).then(|| clock::host_ns().saturating_sub(at_ns)),
+    }
 }
 
 /// Answers a request. Only with the pager's lock.

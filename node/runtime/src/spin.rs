@@ -34,9 +34,12 @@ pub(crate) fn pays(answer_ns_min: u64) {
     PAYS.store(answer_ns_min < MOST_NS, Relaxed);
 }
 
-/// Whoever has had nothing to do for so long sleeps, even where other nodes answer as soon as they can.
-pub(crate) fn would_have_slept(idle_ns: u64) -> bool {
-    idle_ns > MOST_NS
+/// How much later than he did whoever sleeps would, if no link were slow.
+pub(crate) fn sleeps_early_ns() -> u64 {
+    match PAYS.load(Relaxed) {
+        true => 0,
+        false => MOST_NS,
+    }
 }
 
 /// Looks until `ready`, for a moment at most; whether it is.

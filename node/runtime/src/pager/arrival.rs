@@ -10,7 +10,7 @@
 //! that counts.
 
 use super::delay::ahead_ns;
-use crate::spin;
+use super::wire;
 use span_api::guest::ArrivalStats;
 use std::collections::VecDeque;
 
@@ -22,6 +22,10 @@ const FORGOTTEN_PPM: u64 = 20;
 
 /// Lengths of messages, by powers of two: a page takes longer than a request, and what a host call reads far longer.
 const LENGTHS: usize = 20;
+
+/// A page with its header, and room for another header. What is longer is bulk, which is on its way for as long as what was
+/// sent before it, with a delay and without.
+const SHORT_BYTES: usize = 4096 + 2 * wire::HEADER_BYTES;
 
 /// What a message says of itself: when it was sent, on the guest's clock, and by how much it is delayed.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +41,8 @@ pub(super) struct Seen {
     /// The host's clock, which the result of [`Arrivals::put`] is on.
     pub(super) host_ns: u64,
     pub(super) guest_ns: u64,
-    /// For how long nothing had been done here, without what the link has made it longer.
-    pub(super) idle_ns: u64,
+    /// He had been asleep, and would have been without the link's delay.
+    pub(super) slept: bool,
 }
 
 /// Messages of one direction of a link that wait for their time, for each of `N` channels.
@@ -55,6 +59,8 @@ struct Early<T> {
     due_ns: u64,
     /// By how much it is delayed then; 0: it has only waited behind others.
     planned_ns: u64,
+    /// It is no longer than a page.
+    short: bool,
     entry: T,
 }
 
@@ -116,12 +122,12 @@ impl<T, const N: usize> Arrivals<T, N> {
             bytes,
         } = stamp;
         let since_ns = seen.guest_ns.saturating_sub(sent_ns);
-        let left_ns = planned_ns - ahead_ns(planned_ns);
+        let left_ns = planned_ns - ahead_ns(planned_ns, bytes as u64);
         let taken_ns = since_ns.saturating_sub(left_ns);
         let length = bytes.max(1).ilog2() as usize;
         let transit = &mut self.transits[length.min(LENGTHS - 1)];
         let least_ns = transit.least(taken_ns, seen.host_ns, self.clocks_differ);
-        let transit_ns = match spin::would_have_slept(seen.idle_ns) {
+        let transit_ns = match seen.slept {
             true => taken_ns,
             false => least_ns,
         };
@@ -134,6 +140,7 @@ impl<T, const N: usize> Arrivals<T, N> {
         self.queues[channel].push_back(Early {
             due_ns: due_ns.max(before_ns.unwrap_or(0)),
             planned_ns,
+            short: bytes <= SHORT_BYTES,
             entry,
         });
     }
@@ -159,7 +166,9 @@ impl<T, const N: usize> Arrivals<T, N> {
             stats.planned_ns = stats.planned_ns.saturating_add(early.planned_ns);
             stats.added_ns = stats.added_ns.saturating_add(added_ns);
             stats.added.record(added_ns);
-            stats.error.record(added_ns.abs_diff(early.planned_ns));
+            if early.short {
+                stats.error.record(added_ns.abs_diff(early.planned_ns));
+            }
         }
         Some(early.entry)
     }
@@ -214,7 +223,7 @@ mod tests {
         let seen = Seen {
             host_ns,
             guest_ns: host_ns + 1_000 * MS,
-            idle_ns: 0,
+            slept: false,
         };
         arrivals.put(0, stamp, seen, sent_ns);
     }
@@ -247,7 +256,7 @@ mod tests {
     fn of_a_long_delay_only_the_end_is_waited_for_here() {
         let mut arrivals = Arrivals::new();
         // It left late, then in time.
-        let left_ns = 5 * MS - ahead_ns(5 * MS);
+        let left_ns = 5 * MS - ahead_ns(5 * MS, 88);
         put(&mut arrivals, 5 * MS, 10 * MS, left_ns + 80 * US);
         assert_eq!(due(&mut arrivals), 15 * MS + 80 * US);
         put(&mut arrivals, 5 * MS, 20 * MS, left_ns + TRANSIT_NS);
@@ -269,7 +278,7 @@ mod tests {
         let seen = Seen {
             host_ns: 20 * MS + 50 * US,
             guest_ns: 20 * MS + 50 * US,
-            idle_ns: MS,
+            slept: true,
         };
         arrivals.put(0, stamp, seen, 0);
         assert_eq!(due(&mut arrivals), 20 * MS + 200 * US + 50 * US);
@@ -288,7 +297,7 @@ mod tests {
             let seen = Seen {
                 host_ns: seen_ns,
                 guest_ns: seen_ns,
-                idle_ns: 0,
+                slept: false,
             };
             arrivals.put(0, stamp, seen, 0);
             assert_eq!(due(&mut arrivals), seen_ns + 50 * US);

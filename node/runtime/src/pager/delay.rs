@@ -24,12 +24,14 @@ const LOSS_NOTICED_NS_MIN: u64 = 1_000_000;
 /// Attempts at one message that are lost, at most.
 const LOSSES_MAX: u32 = 8;
 
-/// How much of its delay a message may spend at the other end: longer than it takes to wake whoever waits for it there.
+/// How much of its delay a message may spend at the other end: longer than it takes to wake whoever waits for it there,
+/// and for each byte longer than it is on its way.
 const AHEAD_NS_MAX: u64 = 500_000;
+const AHEAD_NS_BYTE: u64 = 20;
 
 /// How much of a delay that is.
-pub(super) fn ahead_ns(planned_ns: u64) -> u64 {
-    planned_ns.min(AHEAD_NS_MAX)
+pub(super) fn ahead_ns(planned_ns: u64, bytes: u64) -> u64 {
+    planned_ns.min(AHEAD_NS_MAX + AHEAD_NS_BYTE * bytes)
 }
 
 /// One direction of a link, with what waits for each of `N` channels.
@@ -123,7 +125,7 @@ impl<T, const N: usize> Wire<T, N> {
                 let due_ns = self.due_ns(now_ns, channel, bytes);
                 let planned_ns = due_ns - now_ns;
                 Waiting {
-                    leaves_ns: due_ns - ahead_ns(planned_ns),
+                    leaves_ns: due_ns - ahead_ns(planned_ns, bytes),
                     entry: entry(planned_ns),
                 }
             }
@@ -213,7 +215,10 @@ mod tests {
                 assert_eq!(wire.take(0, || leaves_ns - 1), None);
             }
             let due_ns = wire.take(0, || leaves_ns).expect("it leaves");
-            assert_eq!(leaves_ns, due_ns - ahead_ns(due_ns - sent_ns[due.len()]));
+            assert_eq!(
+                leaves_ns,
+                due_ns - ahead_ns(due_ns - sent_ns[due.len()], bytes)
+            );
             due.push(due_ns);
         }
         due

@@ -95,17 +95,19 @@ pub(crate) fn ask(slot: u32) {
     loop {
         slots::will_poll(slot);
         drop(guard);
-        let late_ns = slots::poll(socket, until);
+        let slept = slots::poll(socket, until);
         guard = lock();
         let Some(pager) = guard.as_mut() else { return };
         slots::is_awake(slot);
-        if let Some(late_ns) = late_ns {
+        if let Some(late_ns) = slept.late_ns {
             pager.net.late(late_ns);
         }
         if until.is_some() {
             pager.net.handle_timeouts();
         }
-        pager.turn(true).unwrap_or_else(|error| fail(&error));
+        pager
+            .turn(true, slept.since_ns)
+            .unwrap_or_else(|error| fail(&error));
         if slots::is_answered(slot) {
             pager.lead(false);
             return pager.leave();
@@ -164,7 +166,7 @@ fn serve(
         if waited.alarmed || !waited.asleep {
             pager.net.handle_timeouts();
         }
-        pager.turn(false)?;
+        pager.turn(false, waited.slept_ns)?;
         if pager.net.complete()
             && let Some(connected) = connected.take()
         {
@@ -181,12 +183,15 @@ struct Waited {
     alarmed: bool,
     /// There was no message that was due too soon to sleep.
     asleep: bool,
+    /// Since when it slept, if it did.
+    slept_ns: Option<u64>,
 }
 
 /// Waits until there is something to do.
 fn wait(epoll: &Epoll) -> io::Result<Waited> {
     let mut events = [EpollEvent::empty(); 2];
     let mut count = Ok(0);
+    let mut slept_ns = None;
     let soon_ns = SOON_NS.load(Relaxed);
     if soon_ns > 0 {
         spin::up_to(soon_ns, || {
@@ -200,6 +205,7 @@ fn wait(epoll: &Epoll) -> io::Result<Waited> {
             count != Ok(0) || LED.load(Relaxed)
         });
         if count == Ok(0) {
+            slept_ns = Some(clock::host_ns());
             count = epoll.wait(&mut events, EpollTimeout::NONE);
         }
     }
@@ -211,6 +217,7 @@ fn wait(epoll: &Epoll) -> io::Result<Waited> {
     Ok(Waited {
         alarmed: events[..count].iter().any(|event| event.data() == ALARM),
         asleep: soon_ns == 0,
+        slept_ns,
     })
 }
 
@@ -268,8 +275,8 @@ fn borrow(file: &impl AsRawFd) -> BorrowedFd<'_> {
 
 impl Pager {
     /// Does what has come in by the network.
-    fn turn(&mut self, leads: bool) -> Result<(), NetError> {
-        self.net.receive()?;
+    fn turn(&mut self, leads: bool, slept_ns: Option<u64>) -> Result<(), NetError> {
+        self.net.receive(slept_ns)?;
         self.settle_for(leads);
         Ok(())
     }

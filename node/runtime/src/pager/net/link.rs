@@ -4,10 +4,10 @@
 //! On each stream both sides first say who they are ([`Frame::Hello`]), on the second only who opened it.
 
 use super::{Introduction, NetError, News, put};
-use crate::clock;
 use crate::pager::arrival::{Arrivals, Seen, Stamp};
 use crate::pager::delay::{self, Wire};
 use crate::pager::wire::{self, Frame, HEADER_BYTES};
+use crate::{clock, spin};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{Connection, Dir, Event, StreamEvent, StreamId, Transmit};
 use quinn_udp::UdpSocketState;
@@ -158,7 +158,7 @@ impl Link {
     pub(super) fn digest(
         &mut self,
         me: &Introduction,
-        busy_ns: u64,
+        asleep_ns: Option<u64>,
         news: &mut VecDeque<News>,
     ) -> Result<(), NetError> {
         while let Some(event) = self.connection.poll() {
@@ -172,12 +172,12 @@ impl Link {
                 Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) if !self.given_up => {
                     while let Some(id) = self.connection.streams().accept(Dir::Bi) {
                         self.add(id);
-                        self.read(self.streams.len() - 1, me, busy_ns, news)?;
+                        self.read(self.streams.len() - 1, me, asleep_ns, news)?;
                     }
                 }
                 Event::Stream(StreamEvent::Readable { id }) if !self.given_up => {
                     if let Some(index) = self.streams.iter().position(|stream| stream.id == id) {
-                        self.read(index, me, busy_ns, news)?;
+                        self.read(index, me, asleep_ns, news)?;
                     }
                 }
                 Event::ConnectionLost { reason } => return Err(reason.into()),
@@ -217,7 +217,7 @@ impl Link {
         &mut self,
         index: usize,
         me: &Introduction,
-        busy_ns: u64,
+        asleep_ns: Option<u64>,
         news: &mut VecDeque<News>,
     ) -> Result<(), NetError> {
         let stream = &mut self.streams[index];
@@ -247,7 +247,7 @@ impl Link {
             let Some(from) = self.node else { break };
             match received.planned_ns == 0 && self.arrivals.is_empty(index) {
                 true => news.push_back(News::Frame { from, received }),
-                false => self.put(index, received, busy_ns),
+                false => self.put(index, received, asleep_ns),
             }
         }
         if ended {
@@ -257,7 +257,7 @@ impl Link {
     }
 
     /// Keeps a frame until its time has come.
-    fn put(&mut self, channel: usize, received: Received, busy_ns: u64) {
+    fn put(&mut self, channel: usize, received: Received, asleep_ns: Option<u64>) {
         let stamp = Stamp {
             sent_ns: received.clock_ns,
             planned_ns: received.planned_ns,
@@ -266,14 +266,14 @@ impl Link {
         let host_ns = clock::host_ns();
         // What was sent last takes this long to get there, and what answers it leaves so much later.
         let there_ns = self.wire.link().latency_ns;
-        let back_ns = received.planned_ns - delay::ahead_ns(received.planned_ns);
+        let ahead_ns = delay::ahead_ns(received.planned_ns, received.bytes as u64);
+        let delays_ns = there_ns.saturating_add(received.planned_ns - ahead_ns);
+        let slept_ns = host_ns.saturating_sub(delays_ns);
+        let slept = |since_ns: u64| since_ns + spin::sleeps_early_ns() < slept_ns;
         let seen = Seen {
             host_ns,
             guest_ns: clock::guest_ns(),
-            idle_ns: host_ns
-                .saturating_sub(busy_ns)
-                .saturating_sub(there_ns)
-                .saturating_sub(back_ns),
+            slept: asleep_ns.is_some_and(slept),
         };
         self.arrivals.put(channel, stamp, seen, received);
     }

@@ -115,8 +115,8 @@ pub(crate) struct Net {
     costs: Vec<Cost>,
     seed: u64,
     lead: Lead,
-    /// When something was done last.
-    busy_ns: u64,
+    /// Since when whoever reads the socket had been asleep.
+    asleep_ns: Option<u64>,
     endpoint: Endpoint,
     client: ClientConfig,
     socket: UdpSocket,
@@ -160,7 +160,7 @@ impl Net {
             costs: setup.links.clone(),
             seed: setup.link_seed,
             lead: Lead::default(),
-            busy_ns: 0,
+            asleep_ns: None,
             endpoint: Endpoint::new(
                 configs.endpoint,
                 Some(configs.server),
@@ -321,9 +321,10 @@ impl Net {
         self.links.values().map(lost).sum()
     }
 
-    /// Takes in what has arrived.
-    pub(crate) fn receive(&mut self) -> std::io::Result<()> {
+    /// Takes in what has arrived, for somebody who had been asleep since `asleep_ns`.
+    pub(crate) fn receive(&mut self, asleep_ns: Option<u64>) -> std::io::Result<()> {
         let now = Instant::now();
+        self.asleep_ns = asleep_ns;
         let mut buffer = std::mem::take(&mut self.buffer);
         loop {
             let mut metas = [RecvMeta::default(); BATCHES];
@@ -356,6 +357,7 @@ impl Net {
         }
         self.buffer = buffer;
         self.digest(now);
+        self.asleep_ns = None;
         Ok(())
     }
 
@@ -407,7 +409,7 @@ impl Net {
             let Some(link) = self.links.get_mut(&handle) else {
                 continue;
             };
-            let result = link.digest(&self.me, self.busy_ns, &mut self.news);
+            let result = link.digest(&self.me, self.asleep_ns, &mut self.news);
             if link.is_new() && all_here {
                 link.refuse(now, "all nodes are here");
             }
@@ -489,7 +491,6 @@ impl Net {
     pub(crate) fn transmit(&mut self) {
         let now = Instant::now();
         self.blocked = false;
-        self.busy_ns = clock::host_ns();
         for handle in std::mem::take(&mut self.touched) {
             let Some(link) = self.links.get_mut(&handle) else {
                 continue;

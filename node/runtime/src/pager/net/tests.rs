@@ -79,7 +79,7 @@ fn work(nets: &mut [Net], mut heard: impl FnMut(usize, News), done: impl Fn(&[Ne
     while !done(nets) {
         assert!(began.elapsed() < LONGEST, "{nets:?}");
         for (node, net) in nets.iter_mut().enumerate() {
-            net.receive().expect("a socket that works");
+            net.receive(None).expect("a socket that works");
             net.handle_timeouts();
             while let Some(news) = net.next() {
                 heard(node, news);
