@@ -1,30 +1,20 @@
-//! The values of options: their syntax, and what is allowed.
+//! The values of options: their syntax, and what is allowed. Here what concerns nodes and their CPUs.
+
+mod files;
+mod memory;
+
+pub(crate) use files::{HostMount, Part, Root, hostfs, of_node, plain, root};
+pub(crate) use memory::{
+    check_limits, guest_memory, mem_limit, memory, memory_argument, memory_bytes, memory_size_text,
+    share_out, size_bytes,
+};
 
 use crate::failure::Failure;
 use crate::network;
-use span_api::guest::{Export, Kind, ROOM_BYTES_MIN};
 use span_api::link::HOST_CPU_MAX;
 use span_api::{CPUS_MAX, NODES_MAX};
-use std::ffi::OsStr;
-use std::fmt::Display;
-use std::fs;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
 
-const PAGE_BYTES: u64 = 4096;
-const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
-const MEMORY_DEFAULT_BYTES: u64 = 256 * MIB;
-/// Least memory of a node: less does not hold its share of the kernel's image.
-const NODE_MEMORY_BYTES_MIN: u64 = 16 * MIB;
-/// Parts of nodes are multiples of this, where nobody says what they are.
-const PART_BYTES: u64 = 16 * MIB;
-/// Least memory of a guest: less does not boot.
-const GUEST_MEMORY_BYTES_MIN: u64 = 64 * MIB;
 const NAME_BYTES_MAX: usize = 32;
-/// Of a file's name.
-const FILE_NAME_BYTES_MAX: usize = 255;
 
 /// Where a node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,149 +30,6 @@ impl std::fmt::Display for Place {
             Self::Remote(address) => f.write_str(address),
         }
     }
-}
-
-/// What the guest's root file system is made of.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Root {
-    Host,
-    /// Of a node's host.
-    Directory(usize, PathBuf, Kind),
-    Image(usize, PathBuf),
-    None,
-}
-
-/// A directory of a node's host, or a database there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Part {
-    pub(crate) node: usize,
-    pub(crate) kind: Kind,
-    pub(crate) path: PathBuf,
-}
-
-/// What is mounted in the guest, and where. Several parts are a union.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HostMount {
-    pub(crate) parts: Vec<Part>,
-    pub(crate) mount_point: PathBuf,
-    pub(crate) read_only: bool,
-}
-
-/// The node of `NODE:PATH`, and the path there; without a name the first.
-pub(crate) fn of_node<'v>(value: &'v OsStr, names: &[String]) -> Result<(usize, &'v Path), String> {
-    let bytes = value.as_bytes();
-    let end = bytes.iter().position(|byte| b":/".contains(byte));
-    let Some(end) = end.filter(|end| bytes[*end] == b':') else {
-        return Ok((0, Path::new(value)));
-    };
-    let (name, path) = (&bytes[..end], OsStr::from_bytes(&bytes[end + 1..]));
-    match names.iter().position(|other| other.as_bytes() == name) {
-        Some(node) => Ok((node, Path::new(path))),
-        None => Err(format!(
-            "there is no node {}; --nodes has {}",
-            String::from_utf8_lossy(name),
-            names.join(", ")
-        )),
-    }
-}
-
-/// `--hostfs`. What is on this machine has to be there; of another, its daemon decides what it exports.
-pub(crate) fn hostfs(
-    value: &OsStr,
-    names: &[String],
-    places: &[Place],
-) -> Result<HostMount, Failure> {
-    let wrong = |why: &dyn Display| Failure::usage(format!("--hostfs {}: {why}", value.display()));
-    let (rest, read_only, mapped) = Export::options(value.as_bytes());
-    let equals = rest.iter().rposition(|byte| *byte == b'=');
-    let equals = equals.ok_or_else(|| {
-        wrong(
-            &"must be [NODE:]DIR=MOUNTPOINT, [NODE:]sqlite:FILE=MOUNTPOINT or \
-            union:[NODE:]DIR+[NODE:]DIR=MOUNTPOINT; ,ro and ,owners=mapped may follow",
-        )
-    })?;
-    let mount_point = &rest[equals + 1..];
-    if mount_point.contains(&b',') {
-        return Err(wrong(
-            &"nothing but ,ro and ,owners=mapped may follow the mount point",
-        ));
-    }
-    let mount_point = Path::new(OsStr::from_bytes(mount_point));
-    let what = &rest[..equals];
-    let part = |what: &[u8]| part(what, mapped, names, places).map_err(|why| wrong(&why));
-    let parts = match what.strip_prefix(b"union:") {
-        None => vec![part(what)?],
-        Some(members) => {
-            let members = members.split(|byte| *byte == b'+').map(part);
-            let members: Vec<Part> = members.collect::<Result<_, _>>()?;
-            if members.len() < 2 {
-                return Err(wrong(
-                    &"a union is of two or more directories, with + between them",
-                ));
-            }
-            if members.iter().any(|member| member.kind != Kind::Directory) {
-                return Err(wrong(&"a union is of directories, without owners=mapped"));
-            }
-            if members
-                .iter()
-                .enumerate()
-                .any(|(at, one)| members[..at].contains(one))
-            {
-                return Err(wrong(&"a union has each directory once"));
-            }
-            members
-        }
-    };
-    if mount_point
-        .iter()
-        .any(|name| name.len() > FILE_NAME_BYTES_MAX)
-    {
-        return Err(wrong(&format!(
-            "a name in MOUNTPOINT has at most {FILE_NAME_BYTES_MAX} bytes"
-        )));
-    }
-    if !plain(mount_point) {
-        return Err(wrong(&"DIR and MOUNTPOINT are absolute and without .."));
-    }
-    Ok(HostMount {
-        parts,
-        mount_point: mount_point.to_path_buf(),
-        read_only,
-    })
-}
-
-/// `[NODE:]DIR` or `[NODE:]sqlite:FILE`.
-fn part(what: &[u8], mapped: bool, names: &[String], places: &[Place]) -> Result<Part, String> {
-    // Without a node's name, the first one's.
-    let (kind, path) = Kind::split(what);
-    let (node, kind, path) = match kind {
-        Kind::Directory => {
-            let (node, path) = of_node(OsStr::from_bytes(path), names)?;
-            let (kind, path) = Kind::split(path.as_os_str().as_bytes());
-            (node, kind, Path::new(OsStr::from_bytes(path)))
-        }
-        kind => (0, kind, Path::new(OsStr::from_bytes(path))),
-    };
-    let kind = span_api::guest::kind(kind, mapped)?;
-    if !plain(path) {
-        return Err("DIR and MOUNTPOINT are absolute and without ..".into());
-    }
-    let mut path = path.to_path_buf();
-    if places[node] == Place::Local {
-        path = fs::canonicalize(path).map_err(|error| error.to_string())?;
-        match kind {
-            Kind::Sqlite => span_api::guest::check_database(&path)?,
-            _ => fs::read_dir(&path)
-                .map(drop)
-                .map_err(|error| error.to_string())?,
-        }
-    }
-    Ok(Part { node, kind, path })
-}
-
-/// Whether a path says where it leads.
-pub(crate) fn plain(path: &Path) -> bool {
-    path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
 }
 
 pub(crate) fn check_name(option: &str, name: &str) -> Result<(), Failure> {
@@ -308,202 +155,6 @@ pub(crate) fn cpu_ranges<'a>(ranges: impl Iterator<Item = &'a str>, most: u16) -
     Some(cpus)
 }
 
-/// Memory of each node, in bytes.
-pub(crate) fn memory(value: Option<&str>, names: &[String]) -> Result<Vec<u64>, Failure> {
-    let sizes = per_node("--mem", value, names, MEMORY_DEFAULT_BYTES, memory_bytes)?;
-    let shown = value.unwrap_or("256M");
-    let total = sizes
-        .iter()
-        .fold(0u64, |sum, size| sum.saturating_add(*size));
-    guest_memory(total).map_err(|why| Failure::usage(format!("--mem {shown}: {why}")))?;
-    Ok(sizes)
-}
-
-/// Most memory that each node holds.
-pub(crate) fn mem_limit(
-    value: Option<&str>,
-    names: &[String],
-) -> Result<Vec<Option<u64>>, Failure> {
-    per_node("--mem-limit", value, names, None, |text| {
-        memory_bytes(text).map(Some)
-    })
-}
-
-/// Where limits differ and nobody says what each node's part is, it follows from them: what a node may hold
-/// beside the room that it needs.
-pub(crate) fn share_out(memory: &mut [u64], limits: &[Option<u64>]) {
-    let Some(limits) = limits.iter().copied().collect::<Option<Vec<u64>>>() else {
-        return;
-    };
-    if limits.windows(2).all(|pair| pair[0] == pair[1]) {
-        return;
-    }
-    let total: u64 = memory.iter().sum();
-    let able = |limit: u64| u128::from(limit.saturating_sub(ROOM_BYTES_MIN));
-    let all: u128 = limits.iter().map(|limit| able(*limit)).sum();
-    if all < u128::from(total) {
-        return;
-    }
-    for (part, limit) in memory.iter_mut().zip(&limits) {
-        let share = (u128::from(total) * able(*limit) / all) as u64;
-        *part = (share - share % PART_BYTES).max(NODE_MEMORY_BYTES_MIN);
-    }
-    // What rounding has left, or taken too much of, is made up by those with most room, or least.
-    let mut given: u64 = memory.iter().sum();
-    let spare = |memory: &[u64], node: usize| able(limits[node]) as i128 - i128::from(memory[node]);
-    while given < total {
-        let most = (0..memory.len()).max_by_key(|node| spare(memory, *node));
-        let Some(most) = most.filter(|node| spare(memory, *node) > 0) else {
-            return;
-        };
-        let step = PART_BYTES
-            .min(total - given)
-            .min(spare(memory, most) as u64);
-        memory[most] += step;
-        given += step;
-    }
-    while given > total {
-        let reducible = |node: &usize| memory[*node] > NODE_MEMORY_BYTES_MIN;
-        let least = (0..memory.len()).filter(reducible);
-        let Some(least) = least.min_by_key(|node| spare(memory, *node)) else {
-            return;
-        };
-        let step = PART_BYTES
-            .min(given - total)
-            .min(memory[least] - NODE_MEMORY_BYTES_MIN);
-        memory[least] -= step;
-        given -= step;
-    }
-}
-
-/// Whether the nodes can hold the guest's memory between them.
-pub(crate) fn check_limits(
-    option: &str,
-    names: &[String],
-    memory: &[u64],
-    limits: &[Option<u64>],
-) -> Result<(), Failure> {
-    let total: u64 = memory.iter().sum();
-    let needed = total + ROOM_BYTES_MIN * names.len() as u64;
-    let room = ROOM_BYTES_MIN / MIB;
-    let all = limits.iter().copied().try_fold(0u64, |sum, limit| {
-        limit.map(|limit| sum.saturating_add(limit))
-    });
-    if let Some(all) = all.filter(|all| *all < needed) {
-        return Err(Failure::usage(format!(
-            "{option}: {}M in all; the guest has {}M, and each node needs {room}M for pages of others: \
-             {}M in all are the least",
-            all / MIB,
-            total.div_ceil(MIB),
-            needed.div_ceil(MIB)
-        )));
-    }
-    for ((name, limit), part) in names.iter().zip(limits).zip(memory) {
-        let least = part + ROOM_BYTES_MIN;
-        if let Some(limit) = limit.filter(|limit| *limit < least) {
-            return Err(Failure::usage(format!(
-                "{option} {name}={}M: {}M of the guest's memory are this node's own, and it needs {room}M \
-                 for pages of others: {}M are the least",
-                limit / MIB,
-                part.div_ceil(MIB),
-                least.div_ceil(MIB)
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Whether a guest may have this much memory in all.
-pub(crate) fn guest_memory(bytes: u64) -> Result<(), String> {
-    if bytes < GUEST_MEMORY_BYTES_MIN {
-        return Err(format!(
-            "{}M in all; a guest needs at least {}M to boot",
-            bytes / MIB,
-            GUEST_MEMORY_BYTES_MIN / MIB
-        ));
-    }
-    if !mappable(bytes) {
-        return Err(
-            "the guest's memory is mapped whole on every node, and this machine cannot map that much"
-                .into(),
-        );
-    }
-    Ok(())
-}
-
-/// The size of a node's memory.
-pub(crate) fn memory_bytes(text: &str) -> Result<u64, String> {
-    match size_bytes(text)? {
-        size if size < NODE_MEMORY_BYTES_MIN => Err(format!(
-            "a node has at least {}M",
-            NODE_MEMORY_BYTES_MIN / MIB
-        )),
-        size if size % PAGE_BYTES != 0 => {
-            Err(format!("a size is a multiple of {}K", PAGE_BYTES / KIB))
-        }
-        size => Ok(size),
-    }
-}
-
-/// A number with its unit.
-pub(crate) fn size_bytes(text: &str) -> Result<u64, String> {
-    let unit = match text.chars().next_back() {
-        Some('K' | 'k') => KIB,
-        Some('M' | 'm') => MIB,
-        Some('G' | 'g') => GIB,
-        _ => return Err("a size is a number with K, M or G".into()),
-    };
-    let digits = &text[..text.len() - 1];
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err("a size is a number with K, M or G".into());
-    }
-    digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit))
-        .ok_or_else(|| "this machine cannot map that much".into())
-}
-
-/// Whether this machine can map this much memory at one place, which is what a node does.
-fn mappable(bytes: u64) -> bool {
-    use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-    let Some(length) = usize::try_from(bytes)
-        .ok()
-        .and_then(std::num::NonZeroUsize::new)
-    else {
-        return false;
-    };
-    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-    #[allow(unsafe_code)]
-    // SAFETY: a new mapping at an address of the kernel's choice aliases nothing, and nobody looks at
-    // it before it is unmapped whole.
-    unsafe {
-        match mmap_anonymous(
-            None,
-            length,
-            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-            flags,
-        ) {
-            Ok(address) => munmap(address, length.get()).is_ok(),
-            Err(_) => false,
-        }
-    }
-}
-
-/// `mem=` of the kernel for this many bytes.
-pub(crate) fn memory_argument(bytes: u64) -> String {
-    format!("mem={}", memory_size_text(bytes))
-}
-
-/// A whole number of pages as the kernel reads it.
-pub(crate) fn memory_size_text(bytes: u64) -> String {
-    match bytes {
-        0 => "0".to_string(),
-        _ if bytes.is_multiple_of(MIB) => format!("{}M", bytes / MIB),
-        _ => format!("{}K", bytes / KIB),
-    }
-}
-
 /// A value for every node: one for all, or some by name.
 fn per_node<T: Clone>(
     option: &str,
@@ -544,54 +195,6 @@ fn per_node<T: Clone>(
         .into_iter()
         .map(|value| value.unwrap_or_else(|| default.clone()))
         .collect())
-}
-
-/// `--root`. What it names on another machine is checked there.
-pub(crate) fn root(value: &OsStr, names: &[String], places: &[Place]) -> Result<Root, Failure> {
-    if value == "host" {
-        return Ok(Root::Host);
-    }
-    if value == "none" {
-        return Ok(Root::None);
-    }
-    let refused = |why: &dyn Display| {
-        Failure::usage(format!(
-            "--root {}: {why}; allowed are host, none, a readable directory (,owners=mapped may follow) or image file",
-            value.display()
-        ))
-    };
-    let bytes = value.as_bytes();
-    let (value, kind) = match bytes.strip_suffix(b",owners=mapped") {
-        Some(directory) => (OsStr::from_bytes(directory), Kind::Mapped),
-        None => (value, Kind::Directory),
-    };
-    let (node, path) = of_node(value, names).map_err(|why| refused(&why))?;
-    let image = |path: PathBuf| match kind {
-        Kind::Mapped => Err(refused(&"owners=mapped is for directories")),
-        _ => Ok(Root::Image(node, path)),
-    };
-    if places[node] != Place::Local {
-        // A path that ends in a slash says that it is a directory.
-        let directory = value.as_bytes().ends_with(b"/");
-        return match plain(path) {
-            true if !directory && path.extension().is_some() => image(path.into()),
-            true => Ok(Root::Directory(node, path.into(), kind)),
-            false => Err(refused(
-                &"a path on another machine must be absolute and without ..",
-            )),
-        };
-    }
-    let metadata = fs::metadata(path).map_err(|error| refused(&error))?;
-    let canonical = || fs::canonicalize(path).map_err(|error| refused(&error));
-    if metadata.is_dir() {
-        fs::read_dir(path).map_err(|error| refused(&error))?;
-        Ok(Root::Directory(node, canonical()?, kind))
-    } else if metadata.is_file() {
-        fs::File::open(path).map_err(|error| refused(&error))?;
-        image(canonical()?)
-    } else {
-        Err(refused(&"is neither a directory nor a regular file"))
-    }
 }
 
 /// `--append`, split into kernel arguments.
@@ -641,11 +244,11 @@ pub(crate) fn appended(value: &str) -> Result<Vec<Vec<u8>>, Failure> {
 mod tests {
     use super::*;
 
-    fn names() -> Vec<String> {
+    pub(super) fn names() -> Vec<String> {
         ["a", "b", "c"].map(String::from).to_vec()
     }
 
-    fn line<T: std::fmt::Debug>(result: Result<T, Failure>) -> String {
+    pub(super) fn line<T: std::fmt::Debug>(result: Result<T, Failure>) -> String {
         let failure = result.unwrap_err();
         assert_eq!(failure.code, 2);
         assert!(!failure.line.contains('\n'), "{}", failure.line);
@@ -740,85 +343,6 @@ mod tests {
     }
 
     #[test]
-    fn memory_has_units_and_limits() {
-        assert_eq!(memory(None, &names()).unwrap(), [256 * MIB; 3]);
-        assert_eq!(
-            memory(Some("a=1G,b=65536K"), &names()).unwrap(),
-            [GIB, 64 * MIB, 256 * MIB]
-        );
-        for (value, part) in [
-            ("512", "K, M or G"),
-            ("M", "K, M or G"),
-            ("1.5G", "K, M or G"),
-            ("1T", "K, M or G"),
-            ("15M", "at least 16M"),
-            ("0M", "at least 16M"),
-            ("16M", "48M in all"),
-            ("16385K", "multiple of 4K"),
-            ("1000000G", "cannot map"),
-            ("99999999999999999999G", "cannot map"),
-            ("18014398509481983K", "multiple of 4K"),
-            ("17592186044415M", "cannot map"),
-        ] {
-            let line = line(memory(Some(value), &names()));
-            assert!(line.contains(part), "{value}: {line}");
-        }
-    }
-
-    #[test]
-    fn limits_must_have_room_for_the_guest() {
-        let check = |memory: &[u64], value: &str| {
-            let limits = mem_limit(Some(value), &names()).unwrap();
-            check_limits("--mem-limit", &names(), memory, &limits)
-        };
-        let even = [256 * MIB; 3];
-        for value in ["272M", "a=272M,b=1G,c=1G", "b=272M", "a=1G"] {
-            check(&even, value).unwrap();
-        }
-        for (value, part) in [
-            ("256M", "--mem-limit: 768M in all; the guest has 768M"),
-            ("256M", "816M in all are the least"),
-            ("b=256M", "--mem-limit b=256M: 256M of the guest's memory"),
-            ("a=1G,b=64M,c=1G", "272M are the least"),
-        ] {
-            let line = line(check(&even, value));
-            assert!(line.contains(part), "{value}: {line}");
-        }
-        for (value, part) in [
-            ("1", "--mem-limit 1: a size is"),
-            ("15M", "at least 16M"),
-            ("d=1G", "no node d; --nodes has a, b, c"),
-        ] {
-            let line = line(mem_limit(Some(value), &names()));
-            assert!(line.contains(part), "{value}: {line}");
-        }
-    }
-
-    #[test]
-    fn memory_is_shared_out_as_limits_allow() {
-        let shared = |limits: [u64; 3]| {
-            let mut memory = vec![256 * MIB; 3];
-            let limits = limits.map(|limit| Some(limit * MIB));
-            share_out(&mut memory, &limits);
-            check_limits("--mem-limit", &names(), &memory, &limits).unwrap();
-            assert_eq!(memory.iter().sum::<u64>(), 768 * MIB);
-            memory
-        };
-        assert_eq!(shared([300; 3]), [256 * MIB; 3]);
-        assert_eq!(shared([1040, 528, 528]), [384 * MIB, 192 * MIB, 192 * MIB]);
-        let little = shared([1024, 64, 1024]);
-        assert!(little[1] <= 48 * MIB, "{little:?}");
-        shared([32, 1024, 40]);
-        shared([600, 184, 32]);
-    }
-
-    #[test]
-    fn the_kernel_gets_memory_in_whole_units() {
-        assert_eq!(memory_argument(768 * MIB), "mem=768M");
-        assert_eq!(memory_argument(768 * MIB + 4096), "mem=786436K");
-    }
-
-    #[test]
     fn appended_arguments_may_not_undo_what_options_set() {
         assert_eq!(
             appended(" con0=null  vec0:transport=tap ").unwrap(),
@@ -837,105 +361,5 @@ mod tests {
             assert!(line.contains(part), "{value}: {line}");
         }
         assert!(appended("ether=1 eth=2").is_ok());
-    }
-
-    #[test]
-    fn a_root_must_exist_and_be_of_a_usable_kind() {
-        let (names, places) = nodes("a,b,c=far:1").unwrap();
-        let root = |value: &str| root(OsStr::new(value), &names, &places);
-        assert_eq!(root("host").unwrap(), Root::Host);
-        assert_eq!(root("none").unwrap(), Root::None);
-        let directory = |node, path: &str| Root::Directory(node, path.into(), Kind::Directory);
-        assert_eq!(root("/proc").unwrap(), directory(0, "/proc"));
-        assert_eq!(root("b:/proc").unwrap(), directory(1, "/proc"));
-        assert_eq!(root("c:/srv/d.d/").unwrap(), directory(2, "/srv/d.d/"));
-        let image = |node, path: &str| Root::Image(node, path.into());
-        assert_eq!(root("c:/srv/d.img").unwrap(), image(2, "/srv/d.img"));
-        assert_eq!(root("b:/proc/version").unwrap(), image(1, "/proc/version"));
-        for (value, part) in [
-            ("/nonexistent", "--root /nonexistent: "),
-            ("/dev/null", "neither"),
-            ("c:some/where", "absolute"),
-            ("c:/srv/..", "without .."),
-            ("d:/srv", "no node d; --nodes has a, b, c"),
-        ] {
-            let line = line(root(value));
-            assert!(line.contains(part), "{value}: {line}");
-        }
-        let (names, places) = nodes("a=far:1").unwrap();
-        let root = |value: &str| super::root(OsStr::new(value), &names, &places).unwrap();
-        assert_eq!(root("/srv/d"), directory(0, "/srv/d"));
-        assert_eq!(root("/srv/d.d/"), directory(0, "/srv/d.d/"));
-        assert_eq!(root("/srv/d.img"), Root::Image(0, "/srv/d.img".into()));
-    }
-
-    #[test]
-    fn directories_of_hosts_are_mounted_where_it_is_said() {
-        let (names, places) = nodes("a,b,c=far:1").unwrap();
-        let hostfs = |value: &str| hostfs(OsStr::new(value), &names, &places);
-        let mount = |node, directory: &str, read_only| HostMount {
-            parts: vec![Part {
-                node,
-                kind: Kind::Directory,
-                path: directory.into(),
-            }],
-            mount_point: "/mnt".into(),
-            read_only,
-        };
-        for (value, wanted) in [
-            ("/proc=/mnt", mount(0, "/proc", false)),
-            ("b:/proc/=/mnt,ro", mount(1, "/proc", true)),
-            ("c:/a=b:c=/mnt", mount(2, "/a=b:c", false)),
-        ] {
-            assert_eq!(hostfs(value).unwrap(), wanted, "{value}");
-        }
-        let parts = |value: &str| hostfs(value).unwrap().parts;
-        let part = |node, kind, path: &str| Part {
-            node,
-            kind,
-            path: path.into(),
-        };
-        for (value, wanted) in [
-            ("c:sqlite:/a.db=/mnt", vec![part(2, Kind::Sqlite, "/a.db")]),
-            ("c:/d=/mnt,owners=mapped", vec![part(2, Kind::Mapped, "/d")]),
-            (
-                "union:c:/d+/proc=/mnt",
-                vec![
-                    part(2, Kind::Directory, "/d"),
-                    part(0, Kind::Directory, "/proc"),
-                ],
-            ),
-        ] {
-            assert_eq!(parts(value), wanted, "{value}");
-        }
-        let long = format!("/proc=/mnt/{}", "x".repeat(256));
-        for (value, part) in [
-            ("", "[NODE:]DIR=MOUNTPOINT,"),
-            ("/proc", "[NODE:]DIR=MOUNTPOINT,"),
-            ("union:/proc=/mnt", "two or more"),
-            (
-                "union:/proc+b:/proc/=/mnt,owners=mapped",
-                "without owners=mapped",
-            ),
-            ("union:/proc+a:/proc/=/mnt", "each directory once"),
-            ("sqlite:/proc/version=/mnt", "no SQLite database"),
-            ("sqlite:/proc=/mnt", "is no file"),
-            ("c:sqlite:/a.db=/mnt,owners=mapped", "is for directories"),
-            ("d:/proc=/mnt", "no node d; --nodes has a, b, c"),
-            (":/proc=/mnt", "no node ; --nodes has"),
-            ("proc=/mnt", "absolute"),
-            ("/proc=mnt", "absolute"),
-            ("/proc=", "absolute"),
-            ("=/mnt", "absolute"),
-            ("/proc/../proc=/mnt", "without .."),
-            ("/proc=/mnt/../etc", "without .."),
-            (long.as_str(), "at most 255 bytes"),
-            ("/proc=/mnt,rw", "nothing but ,ro"),
-            ("/nonexistent=/mnt", "No such file"),
-            ("/proc/version=/mnt", "Not a directory"),
-        ] {
-            let line = line(hostfs(value));
-            assert!(line.contains(part), "{value}: {line}");
-        }
     }
 }
