@@ -10,6 +10,7 @@ use crate::{clock, control, ipi, local_stack, pager, start, sticky, stub};
 use span_api::guest::{FromGuest, HaltKind};
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_ulonglong, c_void};
+use std::io::Write;
 
 const FAULT_FOREIGN: c_int = 0;
 const FAULT_DONE: c_int = 1;
@@ -107,6 +108,7 @@ pub extern "C" fn node_start_cpu(cpu: c_int, sigset: c_ulonglong) -> c_int {
 
 #[unsafe(no_mangle)]
 pub extern "C" fn node_cpu_started(cpu: c_int, variables: c_ulong) {
+    name_thread(cpu);
     // SAFETY: no arguments.
     let thread = unsafe { libc::gettid() };
     if start::memory_fd() < 0 {
@@ -114,6 +116,15 @@ pub extern "C" fn node_cpu_started(cpu: c_int, variables: c_ulong) {
         local_stack::call(report_cpu, cpu as u64, thread as u64, variables, 0);
     } else {
         slots::request(Op::CpuStarted, cpu as u64, thread as u64, variables);
+    }
+}
+
+/// Else it has the name of whoever made it. Context: the thread's first stack, which is the host's.
+fn name_thread(cpu: c_int) {
+    let mut name = [0u8; 16];
+    if write!(&mut name[..15], "span-cpu-{cpu}").is_ok() {
+        // SAFETY: a local that ends with a zero.
+        unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
     }
 }
 
