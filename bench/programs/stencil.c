@@ -65,8 +65,9 @@ static void *stencil_thread(void *which)
 		for (size_t row = first ? first : 1; row < last && row + 1 < (size_t)stencil.rows; row++) {
 			double *up = from + (row - 1) * CELLS, *here = up + CELLS, *down = here + CELLS;
 
+			/* Goes towards 1.47 everywhere: what went towards 0 became denormal, which takes twice as long. */
 			for (size_t i = 1; i + 1 < CELLS; i++)
-				to[row * CELLS + i] = (up[i] + down[i]) / (1 + here[i - 1] * here[i + 1] / (2 + here[i] * here[i]));
+				to[row * CELLS + i] = (up[i] + down[i] + 1) / (2 + here[i - 1] * here[i + 1] / (1 + here[i] * here[i]));
 		}
 		wait_for_all(turn++);
 		if (!me && round >= 0)
