@@ -6,10 +6,13 @@
 //!
 //! To somebody who computes, giving way is dear: he has the processor for some milliseconds, the host's turn, even
 //! if what is waited for comes at once. Whoever sleeps is woken in time instead. A page takes several looks, on two
-//! nodes: three programs that computed on two processors made a guest's boot ten times as long. So after one such
-//! turn nobody here looks for a while.
+//! nodes: three programs that computed on two processors made a guest's boot ten times as long. So nobody here looks
+//! while this node's own programs have all its processors; and after one such turn of somebody else's nobody does for
+//! a while, the longer the longer it goes on.
+//!
+//! And whoever sleeps is woken in time only if he has not just run ([`is_crowded`]).
 
-use crate::clock;
+use crate::{clock, sticky};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Giving way takes longer than this only if somebody else ran meanwhile.
@@ -25,6 +28,11 @@ const COMPUTES_NS: u64 = 500_000;
 /// 5 ms, the longest on many hosts, ends it for 0.1 s; one that was hardly one, of something else than a program that
 /// computes, for no more than a few faults.
 const TURNS_WITHOUT: u64 = 20;
+
+/// Whoever still computes when it is looked again goes on, as a rule: then it is not looked for twice as long, and
+/// this long in the end. Two threads of a guest that computed on two processors, and asked each other for a page every
+/// 3 ms, lost a turn of 4 ms in each of their rounds of 14 ms that began with a look.
+const WITHOUT_NS_MAX: u64 = 1_000_000_000;
 
 /// What other nodes send may come that soon.
 static PAYS: AtomicBool = AtomicBool::new(true);
@@ -42,10 +50,16 @@ pub(crate) fn sleeps_early_ns() -> u64 {
     }
 }
 
+static CROWD: Crowd = Crowd::new();
+
 /// Looks until `ready`, for a moment at most; whether it is.
 pub(crate) fn until(ready: impl FnMut() -> bool) -> bool {
-    static CROWD: Crowd = Crowd::new();
     CROWD.look(&Host, ready)
+}
+
+/// Somebody computes here: nobody looks.
+pub(crate) fn is_crowded() -> bool {
+    CROWD.is_there(&Host, clock::host_ns())
 }
 
 /// What looking asks of the host.
@@ -53,6 +67,8 @@ trait Processor {
     fn now_ns(&self) -> u64;
     /// Lets others run who want to.
     fn give_way(&self);
+    /// Programs of this node's own have all processors that it may run on.
+    fn is_taken(&self) -> bool;
 }
 
 struct Host;
@@ -66,20 +82,47 @@ impl Processor for Host {
         // SAFETY: no arguments.
         unsafe { libc::sched_yield() };
     }
+
+    fn is_taken(&self) -> bool {
+        sticky::programs_have_all()
+    }
 }
 
 /// Those who compute on the processors of this process.
 #[derive(Debug)]
 struct Crowd {
-    /// Until when they are taken to do so.
+    /// Until when they are taken to do so, and for how long they were.
     until_ns: AtomicU64,
+    without_ns: AtomicU64,
 }
 
 impl Crowd {
     const fn new() -> Self {
         Self {
             until_ns: AtomicU64::new(0),
+            without_ns: AtomicU64::new(0),
         }
+    }
+
+    fn is_there(&self, processor: &impl Processor, now_ns: u64) -> bool {
+        now_ns < self.until_ns.load(Relaxed) || processor.is_taken()
+    }
+
+    /// Somebody had a turn from then to now.
+    fn computed(&self, from_ns: u64, now_ns: u64) {
+        let (until_ns, before_ns) = (self.until_ns.load(Relaxed), self.without_ns.load(Relaxed));
+        if from_ns < until_ns.saturating_sub(before_ns) {
+            // Another thread gave way to the same one, and knows it already.
+            return;
+        }
+        let goes_on = from_ns.saturating_sub(until_ns) < before_ns;
+        let least_ns = TURNS_WITHOUT * (now_ns - from_ns);
+        let without_ns = match goes_on {
+            true => (2 * before_ns).clamp(least_ns, WITHOUT_NS_MAX.max(least_ns)),
+            false => least_ns,
+        };
+        self.without_ns.store(without_ns, Relaxed);
+        self.until_ns.store(now_ns + without_ns, Relaxed);
     }
 
     fn look(&self, processor: &impl Processor, mut ready: impl FnMut() -> bool) -> bool {
@@ -87,7 +130,7 @@ impl Crowd {
             return ready();
         }
         let began_ns = processor.now_ns();
-        if began_ns < self.until_ns.load(Relaxed) {
+        if self.is_there(processor, began_ns) {
             return ready();
         }
         let mut now_ns = began_ns;
@@ -100,8 +143,7 @@ impl Crowd {
             now_ns = processor.now_ns();
             let away_ns = now_ns - before_ns;
             if away_ns > COMPUTES_NS {
-                self.until_ns
-                    .store(now_ns + TURNS_WITHOUT * away_ns, Relaxed);
+                self.computed(before_ns, now_ns);
             }
             if away_ns > ALONE_NS {
                 return false;
@@ -112,16 +154,21 @@ impl Crowd {
 }
 
 /// Looks until `ready`, or until it is that late; whether it is ready. For times so near that whoever sleeps until
-/// then is woken later. Gives way to others, and goes on after them.
+/// then is woken later. Gives way to others, and goes on after them, but not to those who compute.
 pub(crate) fn up_to(at_ns: u64, mut ready: impl FnMut() -> bool) -> bool {
-    while clock::host_ns() < at_ns {
+    loop {
+        let now_ns = Host.now_ns();
+        if now_ns >= at_ns {
+            return false;
+        }
         if ready() {
             return true;
         }
-        // SAFETY: no arguments.
-        unsafe { libc::sched_yield() };
+        match CROWD.is_there(&Host, now_ns) {
+            true => std::hint::spin_loop(),
+            false => Host.give_way(),
+        }
     }
-    false
 }
 
 #[cfg(test)]
@@ -134,6 +181,7 @@ mod tests {
         now_ns: Cell<u64>,
         turn_ns: u64,
         turns: Cell<u32>,
+        taken: bool,
     }
 
     impl Shared {
@@ -142,6 +190,7 @@ mod tests {
                 now_ns: Cell::new(1_000_000_000),
                 turn_ns,
                 turns: Cell::new(0),
+                taken: false,
             }
         }
 
@@ -158,6 +207,10 @@ mod tests {
         fn give_way(&self) {
             self.turns.set(self.turns.get() + 1);
             self.pass(self.turn_ns);
+        }
+
+        fn is_taken(&self) -> bool {
+            self.taken
         }
     }
 
@@ -187,6 +240,36 @@ mod tests {
         );
         // What is there already is seen all the same.
         assert!(crowd.look(&busy, || true));
+    }
+
+    #[test]
+    fn nobody_looks_while_programs_have_all_processors() {
+        let (crowd, mut own) = (Crowd::new(), Shared::with(1_000));
+        own.taken = true;
+        assert!(!crowd.look(&own, || false));
+        assert!(crowd.look(&own, || true), "it is there already");
+        assert_eq!(own.turns.get(), 0);
+    }
+
+    #[test]
+    fn the_longer_they_compute_the_less_it_is_looked() {
+        let (crowd, busy) = (Crowd::new(), Shared::with(4_000_000));
+        let looked = |ns: u64| {
+            let (before, from_ns) = (busy.turns.get(), busy.now_ns());
+            while busy.now_ns() - from_ns < ns {
+                crowd.look(&busy, || false);
+                busy.pass(100_000);
+            }
+            busy.turns.get() - before
+        };
+        assert_eq!(looked(80_000_000), 1);
+        // 0.16, 0.32, 0.64, and then a second each.
+        assert_eq!(looked(1_200_000_000), 4);
+        assert!((9..=10).contains(&looked(10_000_000_000)));
+        // They are gone for longer than it was not looked.
+        busy.pass(2 * WITHOUT_NS_MAX);
+        assert_eq!(looked(80_000_000), 1);
+        assert_eq!(looked(85_000_000), 1, "as at the beginning");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 use crate::clock;
 use std::cell::{Cell, UnsafeCell};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Turns that are shorter keep a vCPU and its stub together.
 const SHORT_NS: u64 = 500_000;
@@ -26,6 +27,10 @@ type Mask = [u64; WORDS];
 
 /// Where this process may run at all; none if there is nothing to choose.
 static ALL: OnceLock<Option<Box<Mask>>> = OnceLock::new();
+
+/// How many processors these are, as many as there could be before it is known; and stubs that run now.
+static PROCESSORS: AtomicU32 = AtomicU32::new(u32::MAX);
+static STUBS: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
     static TURNS: Cell<Turns> = const { Cell::new(Turns::FREE) };
@@ -87,7 +92,15 @@ pub(crate) fn set_up() {
         )
     };
     let count: u32 = mask.iter().map(|word| word.count_ones()).sum();
+    if count > 0 {
+        PROCESSORS.store(count, Relaxed);
+    }
     let _ = ALL.set((bytes > 0 && count > 1).then_some(mask));
+}
+
+/// As many of the guest's programs run on this node now as it has processors.
+pub(crate) fn programs_have_all() -> bool {
+    STUBS.load(Relaxed) >= PROCESSORS.load(Relaxed)
 }
 
 fn all() -> Option<&'static Mask> {
@@ -149,6 +162,7 @@ fn change(change: impl FnOnce(&mut Turns) -> Place, all: &Mask) -> Place {
 
 /// A vCPU is about to run a stub, which may run where `stub` says. Answers what it says now.
 pub(crate) fn turn_begins(pid: i32, stub: i32) -> i32 {
+    STUBS.fetch_add(1, Relaxed);
     let Some(all) = all() else { return stub };
     let now_ns = now_ns();
     let place = change(|turns| turns.begin(now_ns), all);
@@ -161,6 +175,7 @@ pub(crate) fn turn_begins(pid: i32, stub: i32) -> i32 {
 
 /// The stub has stopped.
 pub(crate) fn turn_ends() {
+    STUBS.fetch_sub(1, Relaxed);
     let Some(all) = all() else { return };
     let now_ns = now_ns();
     change(|turns| turns.end(now_ns, here()), all);
