@@ -2,7 +2,7 @@
 
 use super::alarm::Alarm;
 use super::net::{Due, Net, NetError};
-use super::{Pager, Remote};
+use super::{Pager, Remote, turns};
 use crate::image::NodeImage;
 use crate::ipi::Call;
 use crate::slots::{self, Awaited};
@@ -10,16 +10,11 @@ use crate::view::View;
 use crate::{clock, control, spin};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use span_api::guest::Setup;
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
-
-/// The host gives the pager's thread this much of a processor at a time. It never needs more, and who asks
-/// for little runs before those who want to compute: else a fault waits for their turns to end.
-const SLICE_NS: u64 = 100_000;
 
 /// None before the nodes meet, and in a guest on one node.
 static PAGER: Mutex<Option<Pager>> = Mutex::new(None);
@@ -126,19 +121,15 @@ pub(crate) struct Meeting {
 
 /// The pager's thread.
 pub(crate) fn run(setup: Setup, image: NodeImage, view: View, meeting: Meeting) {
-    let Err(error) = serve(&setup, image, view, &meeting);
+    let error = match meet(&setup, image, view, meeting) {
+        Ok(post) => turns::serve(post),
+        Err(error) => error,
+    };
     fail(&error);
 }
 
-fn serve(
-    setup: &Setup,
-    image: NodeImage,
-    view: View,
-    meeting: &Meeting,
-) -> Result<Infallible, NetError> {
+fn meet(setup: &Setup, image: NodeImage, view: View, meeting: Meeting) -> Result<Post, NetError> {
     let mut pager = Pager::new(setup, image, view)?;
-    // Not before it has made threads: they, the CPUs that they make, and their stubs would inherit it.
-    ask_for_short_slices();
     let _ = meeting.bound.send(pager.net.port()?);
     let addresses = meeting
         .peers
@@ -146,16 +137,30 @@ fn serve(
         .map_err(|_| NetError::Protocol("nobody says where the nodes are"))?;
     pager.net.meet(&addresses)?;
     pager.settle();
-    // To wait on without the lock.
-    let epoll = Epoll(pager.watch.epoll.0.try_clone()?);
+    let post = Post {
+        epoll: Epoll(pager.watch.epoll.0.try_clone()?),
+        connected: Some(meeting.connected),
+    };
     *lock() = Some(pager);
+    Ok(post)
+}
 
-    let mut connected = Some(&meeting.connected);
-    loop {
-        let waited = wait(&epoll)?;
+/// What the thread that serves other nodes has.
+#[derive(Debug)]
+pub(super) struct Post {
+    /// To wait on without the lock.
+    epoll: Epoll,
+    /// Who is still to hear that the nodes are.
+    connected: Option<mpsc::Sender<()>>,
+}
+
+impl Post {
+    /// Waits until there is something to do, and does it; whether it slept.
+    pub(super) fn serve(&mut self) -> Result<bool, NetError> {
+        let waited = wait(&self.epoll)?;
         let mut guard = lock();
         let Some(pager) = guard.as_mut() else {
-            continue;
+            return Ok(false);
         };
         if waited.alarmed
             && let Some(late_ns) = pager.watch.alarm.has_gone_off()
@@ -168,12 +173,13 @@ fn serve(
         }
         pager.turn(false, waited.slept_ns)?;
         if pager.net.complete()
-            && let Some(connected) = connected.take()
+            && let Some(connected) = self.connected.take()
         {
             pager.clock_due_ns = pager.net.clock_differs().then(clock::host_ns);
             pager.judge_waiting();
             let _ = connected.send(());
         }
+        Ok(waited.slept_ns.is_some())
     }
 }
 
@@ -342,31 +348,4 @@ impl Pager {
         }
         self.watch.socket(&self.net);
     }
-}
-
-/// Where the host cannot do it, faults wait a little longer on a busy host.
-fn ask_for_short_slices() {
-    /// `struct sched_attr` in its first version.
-    #[repr(C)]
-    #[derive(Default)]
-    struct SchedAttr {
-        size: u32,
-        policy: u32,
-        flags: u64,
-        nice: i32,
-        priority: u32,
-        runtime: u64,
-        deadline: u64,
-        period: u64,
-    }
-    let attributes = SchedAttr {
-        size: size_of::<SchedAttr>() as u32,
-        policy: libc::SCHED_OTHER as u32,
-        // SAFETY: no pointers.
-        nice: unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) },
-        runtime: SLICE_NS,
-        ..SchedAttr::default()
-    };
-    // SAFETY: passes a local.
-    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
 }

@@ -2,8 +2,8 @@
 //!
 //! Whoever has something for it takes the lock, says it, and sends what follows from it: a vCPU thread that
 //! faults, a thread of the runtime that has done some work. Whoever waits for an answer from the network
-//! reads the network itself, if nobody does yet ([`ask`]); else the pager's own thread does ([`run`]), which
-//! has the timers, too ([`drive`]). So a fault costs a switch of context here and one at the other node.
+//! reads the network itself, if nobody does yet ([`ask`]); else a thread of the pager's own does ([`run`]), which
+//! has the timers, too ([`drive`], [`turns`]). So a fault costs a switch of context here and one at the other node.
 //!
 //! Nothing here waits for a vCPU: what might block (stopping a stub, creating a thread, a host call) is
 //! handed to other threads, which answer by [`tell`]. Whoever has the lock has all signals but the faults'
@@ -21,6 +21,7 @@ mod probe;
 mod readahead;
 mod recorder;
 mod requests;
+mod turns;
 pub(crate) mod wire;
 
 pub(crate) use drive::{Meeting, ask, call, interrupt, run, tell};

@@ -1,0 +1,86 @@
+//! The pager's threads, which serve one at a time.
+//!
+//! Linux' scheduler (EEVDF) runs whoever is woken at once, beside a program that computes, if he asks for short turns
+//! and has not had more than his share of the processor. To serve a page takes some 50 µs. Whoever has just done that
+//! has had more than his share if the program has not computed for as long since, and then waits for the end of its
+//! turn: the host's next tick, up to 4 ms (250 Hz). Pages are asked for in bursts, by programs that wait for pages
+//! themselves. So while somebody computes here, a thread that has served lets the next one wait for messages, which
+//! has rested: to change takes two switches of context, some 5 µs.
+
+use super::drive::Post;
+use super::net::NetError;
+use crate::{control, spin};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// As many have rested when the first one's turn comes again.
+const THREADS: usize = 4;
+
+/// The host gives the pager's threads this much of a processor at a time. They never need more, and who asks
+/// for little runs before those who want to compute: else a fault waits for their turns to end.
+const SLICE_NS: u64 = 100_000;
+
+/// Serves, on this thread and others.
+pub(super) fn serve(post: Post) -> NetError {
+    let (to_first, first) = channel();
+    let mut receiver = first;
+    let mut others = Vec::new();
+    for _ in 1..THREADS {
+        let (to, next) = channel();
+        others.push((std::mem::replace(&mut receiver, next), to));
+    }
+    // The first waits for the post from the last, who was made last.
+    let _ = to_first.send(post);
+    for (posts, to) in others {
+        crate::thread("span-pager", move || fail(take_turns(&posts, &to)));
+    }
+    take_turns(&receiver, &to_first)
+}
+
+fn fail(error: NetError) {
+    control::fail(&format!("node-to-node network: {error}"));
+}
+
+fn take_turns(posts: &Receiver<Post>, next: &Sender<Post>) -> NetError {
+    // Not before it has made threads: they, the CPUs that they make, and their stubs would inherit it.
+    ask_for_short_slices();
+    loop {
+        let Ok(mut post) = posts.recv() else {
+            return NetError::Protocol("nobody serves");
+        };
+        loop {
+            match post.serve() {
+                Err(error) => return error,
+                Ok(slept) if slept && spin::is_crowded() => break,
+                Ok(_) => {}
+            }
+        }
+        let _ = next.send(post);
+    }
+}
+
+/// Where the host cannot do it, faults wait a little longer on a busy host.
+fn ask_for_short_slices() {
+    /// `struct sched_attr` in its first version.
+    #[repr(C)]
+    #[derive(Default)]
+    struct SchedAttr {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attributes = SchedAttr {
+        size: size_of::<SchedAttr>() as u32,
+        policy: libc::SCHED_OTHER as u32,
+        // SAFETY: no pointers.
+        nice: unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) },
+        runtime: SLICE_NS,
+        ..SchedAttr::default()
+    };
+    // SAFETY: passes a local.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+}
