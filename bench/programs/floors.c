@@ -111,3 +111,101 @@ static void floor_socket(int rounds, int apart)
 	waitpid(pid, 0, 0);
 	report(&s);
 }
+
+/* A page fault by a unix socket. A page that is not there is asked for by the handler of SIGSEGV; who has it takes
+ * the right to write to it away before it goes, as a node does. */
+static struct {
+	int socket;
+	/* The same memory: what faults, and where pages are filled. */
+	char *view, *alias;
+} faulting;
+
+static struct {
+	struct request header;
+	char page[PAGE];
+} carried;
+
+static void protect(char *at, size_t size, int how)
+{
+	if (mprotect(at, size, how))
+		fail("mprotect");
+}
+
+static void fetch(int signal, siginfo_t *info, void *context)
+{
+	size_t at = ((char *)info->si_addr - faulting.view) & ~(PAGE - 1ul);
+	struct request request;
+
+	(void)signal, (void)context;
+	memcpy(&request, &at, sizeof(at));
+	if (write(faulting.socket, &request, sizeof(request)) != sizeof(request))
+		fail("write");
+	all(faulting.socket, (char *)&carried, sizeof(carried));
+	memcpy(faulting.alias + at, carried.page, PAGE);
+	protect(faulting.view + at, PAGE, PROT_READ);
+}
+
+static void serve(int socket, int pages, int rounds)
+{
+	size_t size = (size_t)pages * PAGE, at;
+	char *own = memory(size, MAP_PRIVATE);
+
+	for (int round = 0; round < rounds; round++) {
+		protect(own, size, PROT_READ | PROT_WRITE);
+		memset(own, round + 1, size);
+		for (int i = 0; i < pages; i++) {
+			all(socket, carried.header.bytes, sizeof(carried.header));
+			memcpy(&at, &carried.header, sizeof(at));
+			protect(own + at, PAGE, PROT_READ);
+			memcpy(carried.page, own + at, PAGE);
+			if (write(socket, &carried, sizeof(carried)) != sizeof(carried))
+				fail("write");
+		}
+	}
+	exit(0);
+}
+
+static void floor_fault(int pages, int rounds, int apart)
+{
+	struct samples s = samples("fault", (size_t)pages * rounds);
+	struct sigaction action = { .sa_sigaction = fetch, .sa_flags = SA_SIGINFO };
+	size_t size = (size_t)pages * PAGE;
+	int pair[2], file = memfd_create("pages", 0);
+	pid_t pid;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
+		fail("socketpair");
+	pid = fork();
+	if (pid < 0)
+		fail("fork");
+	close(pair[pid ? 1 : 0]);
+	if (apart)
+		pin(pid ? 0 : 1);
+	if (pid == 0)
+		serve(pair[1], pages, rounds + WARM_UP);
+	faulting.socket = pair[0];
+	if (file < 0 || ftruncate(file, (off_t)size) || sigaction(SIGSEGV, &action, 0))
+		fail("memfd");
+	faulting.view = mmap(0, size, PROT_NONE, MAP_SHARED, file, 0);
+	faulting.alias = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	if (faulting.view == MAP_FAILED || faulting.alias == MAP_FAILED)
+		fail("mmap");
+	memset(faulting.alias, 0, size);
+	for (int round = 0; round < rounds + WARM_UP; round++) {
+		size_t step = another_step();
+
+		protect(faulting.view, size, PROT_NONE);
+		settle();
+		for (int i = 0; i < pages; i++) {
+			volatile char *byte = faulting.view + scattered(i, pages, step);
+			uint64_t start = cycles();
+
+			if (*byte != (char)(round + 1))
+				fail("a page of another round");
+			if (round >= WARM_UP)
+				note(&s, cycles() - start);
+		}
+	}
+	waitpid(pid, 0, 0);
+	report(&s);
+}

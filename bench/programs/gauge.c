@@ -24,6 +24,7 @@
  *     gauge messages KHZ PAIRS MESSAGES      pairs of processes that send each other messages
  *     gauge memory KHZ ROUNDS [apart]        a page between two processes, by shared memory and futex
  *     gauge socket KHZ ROUNDS [apart]        the same by a unix socket
+ *     gauge fault KHZ PAGES ROUNDS [apart]   pages that are missed are fetched by a unix socket
  *
  * Time is the time stamp counter, which user space of a guest reads as fast as the host does, where
  * clock_gettime is a system call. KHZ is the host's calibration. "apart" puts the processes on a CPU each,
@@ -361,7 +362,9 @@ static int run(int argc, char **argv)
 	int n[7], count = 0;
 
 	for (int i = 2; i < argc - marks - apart; i++) {
-		if ((is(what, "kernel") || is(what, "hostfs")) && count == 3 && !path) {
+		int has_path = is(what, "kernel") || is(what, "kernel-faults") || is(what, "hostfs");
+
+		if (has_path && count == 3 && !path) {
 			path = argv[i];
 			continue;
 		}
@@ -392,6 +395,8 @@ static int run(int argc, char **argv)
 		rest(n[1], n[2], marks);
 	else if (is(what, "kernel") && count == 3 && path)
 		kernel(n[1], n[2], path, marks);
+	else if (is(what, "kernel-faults") && count == 3 && path)
+		kernel_faults(n[1], n[2], path);
 	else if (is(what, "hostfs") && count == 3 && path)
 		hostfs(n[1], n[2], path);
 	else if (is(what, "ubd") && count == 3)
@@ -415,6 +420,8 @@ static int run(int argc, char **argv)
 		floor_memory(n[1], apart);
 	else if (is(what, "socket") && count == 2)
 		floor_socket(n[1], apart);
+	else if (is(what, "fault") && count == 3)
+		floor_fault(n[1], n[2], apart);
 	else
 		return 2;
 	return 0;

@@ -73,3 +73,39 @@ static void kernel(int rounds, int acquisitions, const char *module, int marks)
 	fclose(counts);
 	printf("= taken %lu %lu\n= waited %lu %lu\n", times[0], times[1], waited_ns[0], waited_ns[1]);
 }
+
+/* Pages that CPU 0 has written and CPU 1 reads, both in the kernel. */
+static void kernel_faults(int pages, int rounds, const char *module)
+{
+	struct samples s = samples("kernel", (size_t)pages * rounds);
+	unsigned long cycles;
+	char value[32];
+
+	pin(0);
+	load(module);
+	snprintf(value, sizeof(value), "%d", pages);
+	for (int round = -WARM_UP; round < rounds; round++) {
+		FILE *counts;
+
+		pin(0);
+		parameter("write_pages", value);
+		pin(1);
+		settle();
+		if (round >= 0)
+			mark("begin", "kernel");
+		parameter("read_pages", value);
+		if (round >= 0)
+			mark("end", "kernel");
+		counts = fopen(PARAMETERS "read_pages", "r");
+		if (!counts)
+			fail("read_pages");
+		for (int i = 0; i < pages; i++) {
+			if (fscanf(counts, "%lu", &cycles) != 1)
+				fail("read_pages");
+			if (round >= 0)
+				note(&s, cycles);
+		}
+		fclose(counts);
+	}
+	report(&s);
+}

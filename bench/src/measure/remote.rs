@@ -10,8 +10,14 @@ use std::collections::BTreeMap;
 const GROUP: &str = "Remote faults, two nodes";
 const UNIT: Unit = Unit::Microseconds;
 
-/// The gauge's floors, and what they are called here.
+/// The gauge's floors, and what they are called here: a page that is handed over, and one that is missed.
 const FLOORS: [(&str, &str); 2] = [("memory", "shared memory"), ("socket", "unix socket")];
+const FAULT_FLOOR: (&str, &str) = ("fault", "unix socket in a fault handler");
+/// Of a fault that asks another node, against the same by a unix socket.
+const RATIO_MAX: f64 = 1.3;
+
+/// What the kernel itself reads.
+const KERNEL: &str = "kernel";
 
 /// The gauge's kinds of faults, and how a node counts them.
 type Kind = (&'static str, fn(&Faults) -> u64);
@@ -53,25 +59,45 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
 }
 
 fn repetition(setting: &Setting, measured: &mut Measured) -> Result<()> {
+    let effort = setting.effort.remote;
+    let (pages, rounds) = (effort.0.to_string(), effort.1.to_string());
     let turns = setting.effort.floor.to_string();
-    for (floor, _) in FLOORS {
-        let outcome = setting.host(&[floor, &setting.khz, &turns])?;
+    let work: [&[&str]; 3] = [
+        &["memory", &setting.khz, &turns],
+        &["socket", &setting.khz, &turns],
+        &["fault", &setting.khz, &pages, &rounds],
+    ];
+    for ((floor, _), arguments) in all_floors().into_iter().zip(work) {
+        let outcome = setting.host(arguments)?;
         let samples = measured.floors.entry(floor).or_default();
         samples.add(outcome.samples(floor)?);
         if setting.host_cpus > 1 {
-            let outcome = setting.host(&[floor, &setting.khz, &turns, "apart"])?;
+            let outcome = setting.host(&[arguments, &["apart"]].concat())?;
             let samples = measured.floors_apart.entry(floor).or_default();
             samples.add(outcome.samples(floor)?);
         }
     }
-    let effort = setting.effort.remote;
     faults(
         setting,
         &[],
         effort,
         &mut measured.faults,
         &mut measured.waits,
-    )
+    )?;
+    let module = setting.module("gauge.ko")?;
+    let work = ["kernel-faults", &setting.khz, &pages, &rounds, &module];
+    let mut counted = Waits::default();
+    let outcome = setting.span_with_marks(NODES, &[], &work, |_, before, after| {
+        counted.add(before, after);
+    })?;
+    let samples = outcome.samples(KERNEL)?;
+    counted.check(KERNEL, |faults| faults.read, samples.len())?;
+    measured.faults.entry(KERNEL).or_default().add(samples);
+    Ok(())
+}
+
+fn all_floors() -> [(&'static str, &'static str); 3] {
+    [FLOORS[0], FLOORS[1], FAULT_FLOOR]
 }
 
 /// The faults of each kind on so many pages, as often, in a guest with these options.
@@ -156,9 +182,22 @@ fn figures(measured: &Measured) -> Vec<Figure> {
         })
     };
     let mut figures = Vec::new();
+    let against_fault = |title: String, span: &Samples| {
+        let (floor, against) = FAULT_FLOOR;
+        let floor = of(&measured.floors, floor);
+        Figure::compared(GROUP, title, UNIT, against, &floor, span)
+    };
+    let kernel = of(&measured.faults, KERNEL);
+    let title = "read fault in the kernel".to_string();
+    figures.push(against_fault(title, &kernel).aim(RATIO_MAX));
     for name in REMOTE {
-        let span = of(&measured.faults, name);
-        figures.extend(against_floors(format!("{name} fault"), &span));
+        let (title, span) = (format!("{name} fault"), of(&measured.faults, name));
+        let figure = against_fault(title.clone(), &span);
+        figures.push(match name {
+            "read" => figure.aim(RATIO_MAX),
+            _ => figure,
+        });
+        figures.extend(against_floors(title, &span));
     }
     for name in REMOTE {
         let span = of(&measured.waits, name);
@@ -177,7 +216,7 @@ fn figures(measured: &Measured) -> Vec<Figure> {
     ));
     let name = "fault that asks nobody, mean wait for the pager";
     figures.push(Figure::alone(GROUP, name, UNIT, &waits));
-    for (floor, name) in FLOORS {
+    for (floor, name) in all_floors() {
         let samples = of(&measured.floors_apart, floor);
         let name = format!("floor on two host CPUs: {name}");
         figures.push(Figure::floor(GROUP, name, UNIT, &samples));

@@ -12,7 +12,14 @@
  *
  * has a thread on each of the CPUs take one spinlock until it was taken 20000
  * times in all. Reading gives, for each CPU, how often it got the lock, and the
- * longest time in nanoseconds that it waited for it.
+ * longest time in nanoseconds that it waited for it;
+ *
+ *	echo 256 > /sys/module/gauge/parameters/write_pages
+ *	echo 256 > /sys/module/gauge/parameters/read_pages
+ *
+ * has the CPU that it is on write to so many pages, or read them, in another
+ * order each time. Reading gives what each of the reads took, in cycles of the
+ * time stamp counter.
  */
 #include <linux/atomic.h>
 #include <linux/completion.h>
@@ -190,6 +197,115 @@ static const struct kernel_param_ops spinlock_ops = {
 module_param_cb(spinlock, &spinlock_ops, NULL, 0600);
 MODULE_PARM_DESC(spinlock, "CPUs and rounds: take one lock on all of them");
 
+#define PAGES_MAX	512
+
+/* What a look at each took, on pages of its own: to note it is no fault */
+static struct {
+	u32 cycles[PAGES_MAX];
+} looks __aligned(PAGE_SIZE);
+
+static DEFINE_MUTEX(pages_mutex);
+static unsigned long *pages[PAGES_MAX];
+static unsigned int pages_read;
+
+static u64 time_stamp(void)
+{
+	unsigned int cpu;
+
+	return __builtin_ia32_rdtscp(&cpu);
+}
+
+static int allocate_pages(const char *text, unsigned int *count)
+{
+	unsigned int page;
+	int error = kstrtouint(text, 10, count);
+
+	if (error)
+		return error;
+	if (!*count || *count > PAGES_MAX)
+		return -EINVAL;
+	for (page = 0; page < *count; page++) {
+		if (!pages[page])
+			pages[page] = (void *)get_zeroed_page(GFP_KERNEL);
+		if (!pages[page])
+			return -ENOMEM;
+	}
+
+	return 0;
+}
+
+/* Odd numbers: through 512 pages, or 256, in another order each time */
+static unsigned int another_step(void)
+{
+	static unsigned int turn;
+
+	return 113 + 2 * (turn++ % 16);
+}
+
+static int write_pages_set(const char *text, const struct kernel_param *param)
+{
+	unsigned int count, page;
+	int error;
+
+	mutex_lock(&pages_mutex);
+	error = allocate_pages(text, &count);
+	for (page = 0; page < count && !error; page++)
+		WRITE_ONCE(*pages[page], *pages[page] + 1);
+	mutex_unlock(&pages_mutex);
+
+	return error;
+}
+
+static int read_pages_set(const char *text, const struct kernel_param *param)
+{
+	unsigned int count, page, step = another_step();
+	int error;
+
+	mutex_lock(&pages_mutex);
+	error = allocate_pages(text, &count);
+	if (!error) {
+		memset(&looks, 0, sizeof(looks));
+		pages_read = count;
+	}
+	for (page = 0; page < count && !error; page++) {
+		unsigned long *there = pages[page * step % count];
+		u64 start = time_stamp();
+
+		READ_ONCE(*there);
+		looks.cycles[page] = time_stamp() - start;
+	}
+	mutex_unlock(&pages_mutex);
+
+	return error;
+}
+
+static int read_pages_get(char *text, const struct kernel_param *param)
+{
+	unsigned int page;
+	int length = 0;
+
+	mutex_lock(&pages_mutex);
+	for (page = 0; page < pages_read; page++)
+		length += sysfs_emit_at(text, length, "%u\n",
+					looks.cycles[page]);
+	mutex_unlock(&pages_mutex);
+
+	return length;
+}
+
+static const struct kernel_param_ops write_pages_ops = {
+	.set = write_pages_set,
+};
+module_param_cb(write_pages, &write_pages_ops, NULL, 0200);
+MODULE_PARM_DESC(write_pages, "So many pages: write to each");
+
+static const struct kernel_param_ops read_pages_ops = {
+	.set = read_pages_set,
+	.get = read_pages_get,
+};
+module_param_cb(read_pages, &read_pages_ops, NULL, 0600);
+MODULE_PARM_DESC(read_pages, "So many pages: read each");
+
 static int __init gauge_init(void)
 {
 	spin_lock_init(&contended.lock);
@@ -198,7 +314,11 @@ static int __init gauge_init(void)
 
 static void __exit gauge_exit(void)
 {
+	unsigned int page;
+
 	forget_contenders();
+	for (page = 0; page < PAGES_MAX; page++)
+		free_page((unsigned long)pages[page]);
 }
 
 module_init(gauge_init);
