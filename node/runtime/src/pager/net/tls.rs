@@ -4,7 +4,7 @@ use super::NetError;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
     AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
-    ServerConfig, TransportConfig,
+    ServerConfig, TransportConfig, congestion::CubicConfig,
 };
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use span_api::guest::Setup;
@@ -19,6 +19,11 @@ const KEEP_ALIVE: Duration = Duration::from_millis(300);
 /// A page and its header in one datagram, where the path has room for that, as loopback and jumbo
 /// frames do. Batches of larger ones would not fit into what the host sends with one call.
 const DATAGRAM_BYTES_MAX: u16 = 4400;
+
+/// What may be on its way before anything was acknowledged. QUIC's own 14 KiB are fewer datagrams than
+/// are acknowledged at once: a node that asks for a run of pages right after the start, or after a
+/// while without traffic, would wait for the acknowledgement that the other one puts off for 25 ms.
+const WINDOW_BYTES_INITIAL: u64 = 256 << 10;
 
 pub(super) struct Configs {
     pub(super) endpoint: Arc<EndpointConfig>,
@@ -77,7 +82,10 @@ fn transport(patient: bool) -> Arc<TransportConfig> {
     acks.ack_eliciting_threshold(10u32.into());
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(DATAGRAM_BYTES_MAX);
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(WINDOW_BYTES_INITIAL);
     transport
+        .congestion_controller_factory(Arc::new(congestion))
         .initial_mtu(1452)
         .mtu_discovery_config(Some(mtu))
         .max_idle_timeout((!patient).then_some(idle))
