@@ -28,6 +28,9 @@
 #include <irq_kern.h>
 #include <os.h>
 
+/* Declared for parts of RCU only, and exported all the same */
+#include "../../../kernel/rcu/rcu.h"
+
 /* Size of a bounce buffer, and the most that one host call moves. */
 #define CHAN_BUFFER_BYTES	(32 * 1024)
 
@@ -53,6 +56,8 @@ struct span_chan {
 
 	struct mutex out_lock;
 	char *out_buffer;
+	/* The first process has said that the guest is ready, or that it failed. */
+	bool told;
 };
 
 static struct span_chan chan = {
@@ -242,6 +247,10 @@ static ssize_t span_chan_write(struct file *file, const char __user *from,
 		if (n < len)
 			break;
 	}
+	if (done && !chan.told) {
+		chan.told = true;
+		rcu_unexpedite_gp();
+	}
 
 	mutex_unlock(&chan.out_lock);
 	return done ? done : n;
@@ -329,8 +338,16 @@ static int __init span_chan_init(void)
 	}
 
 	err = misc_register(&span_chan_device);
-	if (!err)
+	if (!err) {
+		/*
+		 * A boot is not over when the kernel starts its first process: that
+		 * one mounts file systems, some of which wait for grace periods.
+		 * Nothing else runs, so that to ask each CPU takes less than to
+		 * wait until all were heard of. Until the first word, see above.
+		 */
+		rcu_expedite_gp();
 		return 0;
+	}
 
 	um_free_irq(irq_out, &chan);
 free_in:
