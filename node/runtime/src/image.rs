@@ -18,6 +18,7 @@ pub struct NodeImage {
     pub memory_size: usize,
     pub vm_start: usize,
     pub vm_end: usize,
+    pub stub_code: usize,
     pub stub_futex: usize,
     pub stub_data_size: usize,
     pub ipi_signal: i32,

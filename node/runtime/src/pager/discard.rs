@@ -34,12 +34,7 @@ pub(super) fn foreign_max(setup: &Setup, image: &NodeImage) -> Option<u32> {
         .filter(|((_, home), _)| home.0 == me)
         .map(|((first, _), end)| end - first.0)
         .sum();
-    // Each node has the kernel's text; on the first one it is a part of its own memory.
-    let text = match me {
-        0 => 0,
-        _ => ((image.local_start - image.start) / PAGE_BYTES) as u32,
-    };
-    let taken = own + text + LOOSE_MAX as u32;
+    let taken = own + LOOSE_MAX as u32;
     match limit.checked_sub(taken) {
         Some(foreign) if foreign >= FOREIGN_MIN => Some(foreign),
         _ => control::fail(&format!(

@@ -14,9 +14,11 @@ use crate::image::{NodeImage, PAGE_BYTES};
 use dsm::State;
 use mprotect::Mprotect;
 use span_api::guest::Paging;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use uffd::Uffd;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -151,29 +153,25 @@ impl View {
     ) -> io::Result<View> {
         let heap_first = (image.reserved - image.start) / PAGE_BYTES;
         let engine = Engine::new(paging, image.start, heap_first)?;
-        // It stays open as long as the process lives.
-        let fd = memory_file(file_bytes)?.into_raw_fd();
+        let file = File::from(memory_file(file_bytes)?);
+        let fd = file.as_raw_fd();
         let rw = libc::PROT_READ | libc::PROT_WRITE;
         let alias = map(0, file_bytes, rw, 0, fd, 0)?;
 
         let copy = |from: usize, to: usize| {
-            // SAFETY: source and length lie in the image, the destination in the alias of the same
-            // range; the alias is new, so they do not overlap.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    from as *const u8,
-                    (alias + from - image.start) as *mut u8,
-                    to - from,
-                )
-            };
+            // SAFETY: the range lies in the image, which is in memory and which nothing writes to
+            // before the kernel runs.
+            let bytes = unsafe { std::slice::from_raw_parts(from as *const u8, to - from) };
+            // Through the alias the host would make each page by a fault, zeroed first.
+            file.write_all_at(bytes, (from - image.start) as u64)
         };
-        // Text and constants are not coherent, but stubs map two pages of them: the stub code and
-        // the zero page.
-        copy(image.start, image.local_start);
+        // Text and constants are not coherent, and nobody looks for them in the file but stubs, which
+        // map a page of code and the zero page.
+        copy(image.stub_code, image.stub_code + PAGE_BYTES)?;
         let page_of = |addr: usize| (addr - image.start) / PAGE_BYTES;
         let is_own = |from: usize| own.contains(&(page_of(from) as u32));
         if is_own(image.shared_start) {
-            copy(image.shared_start, image.shared_end);
+            copy(image.shared_start, image.shared_end)?;
         }
 
         let mut unnoticed = Vec::new();
@@ -213,7 +211,8 @@ impl View {
             protections[page_of(from)..page_of(to)].fill(initial);
         }
         Ok(View {
-            fd,
+            // It stays open as long as the process lives.
+            fd: file.into_raw_fd(),
             start: image.start,
             alias,
             protections,

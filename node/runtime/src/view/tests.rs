@@ -28,6 +28,7 @@ fn image(pages: usize) -> NodeImage {
         memory_size: pages * PAGE_BYTES,
         vm_start: at(pages),
         vm_end: at(pages),
+        stub_code: start,
         stub_futex: 0,
         stub_data_size: PAGE_BYTES,
         ipi_signal: 0,

@@ -32,6 +32,7 @@ struct node_image node_image;
 
 extern char __binary_start[], __node_local_start[];
 extern char __shared_start[], __shared_end[];
+extern char __syscall_stub_start[];
 
 static char early_sigstack[65536];
 
@@ -76,6 +77,7 @@ int __init os_node_start(void)
 	 * memory.
 	 */
 	node_image.vm_end = node_image.vm_start + 2 * memory_size + NODE_VM_SPARE;
+	node_image.stub_code = (unsigned long) __syscall_stub_start;
 	node_image.stub_futex = offsetof(struct stub_data, futex);
 	node_image.stub_data_size = sizeof(struct stub_data);
 	node_image.ipi_signal = IPI_SIGNAL;

@@ -35,6 +35,7 @@ struct node_image {
 	unsigned long memory_size;	/* bytes, from start */
 	unsigned long vm_start;		/* kernel virtual memory */
 	unsigned long vm_end;
+	unsigned long stub_code;	/* the page of constants that stubs map */
 	unsigned long stub_futex;	/* offset of futex in struct stub_data */
 	unsigned long stub_data_size;
 	int ipi_signal;
