@@ -101,7 +101,7 @@ pub(crate) fn map(image: NodeImage) {
         return meet_nobody();
     }
     image::set(&image);
-    let own = pager::own_pages(&setup, &image, usize::from(setup.node));
+    let own = pager::owned(&pager::owners(&setup, &image), setup.node);
     let file_bytes = image.memory_size + stub::file_bytes(image.stub_data_size);
     let view = match View::new(&image, file_bytes, &own, setup.paging) {
         Ok(view) => view,

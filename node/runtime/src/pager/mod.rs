@@ -192,9 +192,8 @@ fn homes(setup: &Setup) -> Vec<(PageId, NodeId)> {
     homes
 }
 
-/// The pages that a node has when the guest starts: those that it is home of, but for the image, which the
-/// node that boots has.
-pub(crate) fn own_pages(setup: &Setup, image: &NodeImage, node: usize) -> Range<u32> {
+/// The pages that a node is home of, but for the image, which the node that boots has.
+fn own_pages(setup: &Setup, image: &NodeImage, node: usize) -> Range<u32> {
     let pages = |nodes: &[NodeSpec]| -> u32 {
         let bytes: u64 = nodes.iter().map(|node| node.memory_bytes).sum();
         (bytes / PAGE_BYTES as u64) as u32
@@ -207,12 +206,38 @@ pub(crate) fn own_pages(setup: &Setup, image: &NodeImage, node: usize) -> Range<
     }
 }
 
-fn owners(setup: &Setup, image: &NodeImage) -> Vec<(PageId, Initial)> {
-    (0..setup.nodes.len())
-        .map(|node| (node, own_pages(setup, image, node)))
-        .filter(|(_, own)| !own.is_empty())
-        .map(|(node, own)| (PageId(own.start), Initial::Owned(NodeId(node as u16))))
-        .collect()
+/// Where in another node's part the node that boots writes before that one has a CPU, in pages from its
+/// beginning: what is known of the node, its CPUs' variables and the first of its struct pages; then what
+/// the kernel allocates there for tasks and variables to come. Found by looking; a part that begins
+/// otherwise costs a message for each such page, as one that is lent in vain does when it is used.
+const LENT: [Range<u32>; 2] = [0..0x80, 0x800..0x8c0];
+
+/// Who has which pages when the guest starts, in order. That is whoever is home of them, so that what a node
+/// allocates in its own part it need not ask for; but for what is lent to the node that boots.
+pub(crate) fn owners(setup: &Setup, image: &NodeImage) -> Vec<(Range<u32>, u16)> {
+    let mut owners = Vec::new();
+    // A node with a limit has room for a part of the others' pages only.
+    let lends = setup.nodes.iter().all(|node| node.limit_bytes.is_none());
+    for node in 0..setup.nodes.len() {
+        let mut own = own_pages(setup, image, node);
+        let first = own.start;
+        for lent in LENT.iter().filter(|_| lends && node != 0) {
+            let from = (first + lent.start).min(own.end);
+            let to = (first + lent.end).min(own.end);
+            owners.push((own.start..from, node as u16));
+            owners.push((from..to, 0));
+            own.start = to;
+        }
+        owners.push((own, node as u16));
+    }
+    owners.retain(|(pages, _)| !pages.is_empty());
+    owners
+}
+
+/// What a node has of that.
+pub(crate) fn owned(owners: &[(Range<u32>, u16)], node: u16) -> Vec<Range<u32>> {
+    let mine = owners.iter().filter(|(_, owner)| *owner == node);
+    mine.map(|(pages, _)| pages.clone()).collect()
 }
 
 impl Pager {
@@ -221,8 +246,11 @@ impl Pager {
         let memory_pages = (image.memory_size / PAGE_BYTES) as u32;
         let mut config = Config::new(NodeId(me), setup.nodes.len() as u16, memory_pages);
         config.homes = homes(setup);
-        // What a node allocates in its own part it need not ask for.
-        config.initial = owners(setup, &image);
+        let owners = owners(setup, &image);
+        config.initial = owners
+            .iter()
+            .map(|(pages, owner)| (PageId(pages.start), Initial::Owned(NodeId(*owner))))
+            .collect();
         config.hold_ns = HOLD_NS;
         config.hold_ns_max = HOLD_NS_MAX;
         // QUIC neither loses nor forgets.
@@ -271,7 +299,10 @@ impl Pager {
             stats: Stats::default(),
             loose: Loose::default(),
             foreign_max,
-            pages_held: own_pages(setup, &image, usize::from(me)).len() as u64,
+            pages_held: owned(&owners, me)
+                .iter()
+                .map(|pages| pages.len() as u64)
+                .sum(),
             lost: false,
         })
     }

@@ -148,7 +148,7 @@ impl View {
     pub(crate) fn new(
         image: &NodeImage,
         file_bytes: usize,
-        own: &Range<u32>,
+        own: &[Range<u32>],
         paging: Paging,
     ) -> io::Result<View> {
         let heap_first = (image.reserved - image.start) / PAGE_BYTES;
@@ -169,7 +169,10 @@ impl View {
         // map a page of code and the zero page.
         copy(image.stub_code, image.stub_code + PAGE_BYTES)?;
         let page_of = |addr: usize| (addr - image.start) / PAGE_BYTES;
-        let is_own = |from: usize| own.contains(&(page_of(from) as u32));
+        let is_own = |from: usize| {
+            let page = page_of(from) as u32;
+            own.iter().any(|pages| pages.contains(&page))
+        };
         if is_own(image.shared_start) {
             copy(image.shared_start, image.shared_end)?;
         }
@@ -179,13 +182,12 @@ impl View {
         let end = image.start + image.memory_size;
         let border =
             |page: u32| (image.start + page as usize * PAGE_BYTES).clamp(image.reserved, end);
-        let ranges = [
-            (image.shared_start, image.shared_end),
-            (image.reserved, border(own.start)),
-            (border(own.start), border(own.end)),
-            (border(own.end), end),
-        ];
-        for (from, to) in ranges.into_iter().filter(|(from, to)| from < to) {
+        let borders = own.iter().flat_map(|pages| [pages.start, pages.end]);
+        let mut borders: Vec<usize> = borders.map(border).chain([image.reserved, end]).collect();
+        borders.sort_unstable();
+        let memory = borders.windows(2).map(|pair| (pair[0], pair[1]));
+        let ranges = memory.chain([(image.shared_start, image.shared_end)]);
+        for (from, to) in ranges.filter(|(from, to)| from < to) {
             let initial = match is_own(from) {
                 true => Protection::ReadWrite,
                 false => Protection::None,

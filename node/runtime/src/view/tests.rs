@@ -39,7 +39,7 @@ fn image(pages: usize) -> NodeImage {
 }
 
 fn view(image: &NodeImage, own: Range<u32>, paging: Paging) -> View {
-    let view = View::new(image, image.memory_size, &own, paging).expect("a view");
+    let view = View::new(image, image.memory_size, &[own], paging).expect("a view");
     assert_eq!(view.paging(), paging);
     view
 }
