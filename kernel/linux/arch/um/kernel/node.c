@@ -19,6 +19,8 @@
 #include <node.h>
 #include <os.h>
 
+#include "../../../kernel/smpboot.h"
+
 /*
  * node_vm_fault() - an access to kernel virtual memory that isn't mapped here
  *
@@ -293,6 +295,12 @@ early_initcall(node_topology_init);
 bool __init arch_cpus_come_late(void)
 {
 	return node_active();
+}
+
+/* What is called for a CPU that comes up looks at what the first node has written */
+bool arch_cpuhp_calls_here(unsigned int cpu)
+{
+	return node_active() && node_of_cpu(cpu) != node_of_cpu(raw_smp_processor_id());
 }
 
 /*
