@@ -61,6 +61,9 @@ const RESUME_POLL_NS: u64 = 50_000;
 /// How often the first node's clock is asked for.
 const CLOCK_EVERY_NS: u64 = 1_000_000_000;
 
+/// The node that boots.
+const FIRST: u16 = 0;
+
 /// What other threads of the runtime tell the pager.
 #[derive(Debug)]
 pub(crate) enum Remote {
@@ -95,6 +98,8 @@ pub(crate) struct Pager {
     placement: Vec<u16>,
     /// Host thread of each CPU of this node.
     threads: HashMap<u16, i32>,
+    /// Nodes that may have run a CPU. The first node knows: it lets them.
+    runs: Vec<bool>,
     /// CPUs whose thread waits to be released, or that were released before it waited.
     cpu_waiting: HashMap<u16, u32>,
     cpu_released: Vec<u16>,
@@ -279,6 +284,7 @@ impl Pager {
             clock_due_ns: None,
             placement,
             threads: HashMap::new(),
+            runs: vec![me != FIRST; setup.nodes.len()],
             cpu_waiting: HashMap::new(),
             cpu_released: Vec::new(),
             tickets: HashMap::new(),

@@ -2,7 +2,7 @@
 
 use super::counters::{self, Touch, Via};
 use super::{
-    Asker, KickJob, KickThen, NOBODY, Pager, Remote, Ticket, Work, wire::Frame,
+    Asker, FIRST, KickJob, KickThen, NOBODY, Pager, Remote, Ticket, Work, wire::Frame,
     wire::PAYLOAD_BYTES_MAX,
 };
 use crate::control::Question;
@@ -195,10 +195,7 @@ impl Pager {
                 }
             },
             Op::CpuRun => {
-                match self.node_of(a) {
-                    node if node == self.me => self.release_cpu(a as u16),
-                    node => self.send(node, Frame::CpuRun { cpu: a as u16 }),
-                }
+                self.run_cpu(a as u16);
                 slots::complete(slot, 1);
             }
             Op::StubKick if a == u64::from(self.me) => self.kick(b, Asker::Slot(slot)),
@@ -311,6 +308,11 @@ impl Pager {
                 let asker = Asker::Peer { node: from, ticket };
                 let _ = self.workers.send(Work::CreateCpu { cpu, sigset, asker });
             }
+            Frame::CpuRun { cpu }
+                if self.me == FIRST && usize::from(cpu) < self.placement.len() =>
+            {
+                self.run_cpu(cpu);
+            }
             Frame::CpuRun { cpu } => {
                 self.check_cpu(cpu)?;
                 self.release_cpu(cpu);
@@ -399,11 +401,17 @@ impl Pager {
     }
 
     /// Asks all other nodes something that each answers with [`Frame::Done`].
+    /// Asks all nodes that have run a CPU. The others have neither mapped anything nor sent a call.
     fn ask_all(&mut self, slot: u32, frame: impl Fn(u64) -> Frame) {
-        let missing = usize::from(self.nodes) - 1;
-        let ticket = self.ticket(Ticket::All { slot, missing });
         let me = self.me;
-        for node in (0..self.nodes).filter(|node| *node != me) {
+        let runs = |node: &u16| *node != me && self.runs[usize::from(*node)];
+        let nodes: Vec<u16> = (0..self.nodes).filter(runs).collect();
+        if nodes.is_empty() {
+            return slots::complete(slot, 1);
+        }
+        let missing = nodes.len();
+        let ticket = self.ticket(Ticket::All { slot, missing });
+        for node in nodes {
             self.send(node, frame(ticket));
         }
     }
@@ -426,6 +434,18 @@ impl Pager {
                         sigset,
                     },
                 );
+            }
+        }
+    }
+
+    /// Lets a CPU run, whose thread waits for that. The first node has to know which nodes do, before they do.
+    fn run_cpu(&mut self, cpu: u16) {
+        match self.node_of(u64::from(cpu)) {
+            node if node == self.me => self.release_cpu(cpu),
+            node => {
+                self.runs[usize::from(node)] = true;
+                let through = if self.me == FIRST { node } else { FIRST };
+                self.send(through, Frame::CpuRun { cpu });
             }
         }
     }
