@@ -1,4 +1,5 @@
-//! To a program and out again, in a row; how a guest shares the host's processors.
+//! To a program and out again, in a row; what that asks of other nodes, and how a guest shares the host's
+//! processors.
 
 use span_tests::{SHORT_S_MAX, Up, World, not_tested, number};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +36,38 @@ fn boots_in_a_row() {
         times[times.len() / 2],
         times.last().unwrap_or(&0)
     );
+}
+
+/// Some 500 to 750, the longer a busy machine takes the more, and 1,250 at least when each new CPU looked at
+/// what the first one had made. Each takes a round trip.
+const BOOT_FAULTS_MAX: u64 = 1000;
+
+/// Some 4 MB, and 14 when each node had a copy of the kernel's text.
+const BOOT_BYTES_MAX: u64 = 8_000_000;
+
+#[test]
+fn a_boot_asks_other_nodes_for_little() {
+    let world = World::new();
+    let guest = Up::three(&world).detach("little");
+    let status = guest.status();
+    guest.down().expect(0);
+    world.assert_clean();
+
+    let mut sum = 0;
+    for node in &status.nodes {
+        let count = node.faults.read + node.faults.write + node.faults.upgrade;
+        assert!(count > 0, "{node:?}");
+        println!(
+            "{}: {count} faults that asked another node, {} bytes of memory",
+            node.name, node.counters.memory_bytes
+        );
+        sum += count;
+    }
+    assert!(sum <= BOOT_FAULTS_MAX, "{sum}: {status:?}");
+    for name in ["b", "c"] {
+        let bytes = status.node(name).counters.memory_bytes;
+        assert!(bytes <= BOOT_BYTES_MAX, "{name}: {bytes}");
+    }
 }
 
 /// How long the host lets a thread run at a time: what it asked for, or the host's own choice. None of a thread
