@@ -290,7 +290,7 @@ pub(crate) struct UpOptions {
     #[arg(long, value_enum, default_value_t = PagingOption::Auto)]
     pub(crate) paging: PagingOption,
     /// Wait for guest processes that do not answer, however long: a debugger may have stopped them. Without, a
-    /// node of which nothing is heard for 1.5 s is lost
+    /// node that was stopped by a signal is lost, and so is one on another host of which nothing is heard for 1.5 s
     #[arg(long)]
     pub(crate) debug: bool,
     /// File with the token that the daemons know

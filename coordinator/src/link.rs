@@ -14,6 +14,7 @@ use span_api::link::{
 };
 use std::fs::File;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -190,7 +191,8 @@ pub(crate) async fn connect(
     let (typed, at_lines) = mpsc::channel(TYPED_MESSAGES_MAX);
     let (answers, mut answer) = mpsc::channel(1);
     tokio::spawn(write(writer, queue, at_lines));
-    tokio::spawn(read(reader, target.node, answers, events));
+    let pid = agent.as_ref().and_then(Agent::pid);
+    tokio::spawn(read(reader, target.node, pid, answers, events));
     provide(offer, target.contents.as_deref(), &messages, &mut answer).await?;
 
     // The daemon knows best at which of its addresses it is reached.
@@ -254,17 +256,26 @@ async fn provide(
     }
 }
 
-/// Turns frames into events; what answers an offer goes to who made it.
+/// Turns frames into events; what answers an offer goes to who made it. `pid` is a local agent's: as long as the host is
+/// only too busy to run it, it is not lost.
 async fn read(
     mut reader: Reader,
     node: usize,
+    pid: Option<u32>,
     answers: mpsc::Sender<FromAgent>,
     events: mpsc::Sender<Event>,
 ) {
     let mut answers = Some(answers);
     let reason = loop {
-        let frame = codec::read_async::<FromAgent>(&mut reader);
-        let message = match timeout(Duration::from_millis(HEARTBEAT_LOST_MS), frame).await {
+        let mut frame = pin!(codec::read_async::<FromAgent>(&mut reader));
+        let silence = Duration::from_millis(HEARTBEAT_LOST_MS);
+        let message = loop {
+            match timeout(silence, frame.as_mut()).await {
+                Err(_) if pid.is_some_and(local::may_run) => {}
+                result => break result,
+            }
+        };
+        let message = match message {
             Err(_) => break Lost::Silence,
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None) | Err(CodecError::Io(_))) => break Lost::End,

@@ -107,6 +107,10 @@ impl Agent {
         })
     }
 
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Waits until the agent, having been told to end, is gone; kills it if it does not end, and at once
     /// if it is `lost`.
     pub(crate) async fn end(mut self, lost: bool) {
@@ -115,6 +119,19 @@ impl Agent {
             let _ = self.child.kill().await;
         }
     }
+}
+
+/// Whether the host would let a child run: one that has ended is none, and one that is stopped, by a signal or a
+/// debugger, waits for somebody.
+pub(crate) fn may_run(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    // The name, in parentheses, may be anything.
+    let state = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.trim_start().chars().next());
+    state.is_some_and(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
 }
 
 fn pair() -> io::Result<(UnixStream, StdUnixStream)> {

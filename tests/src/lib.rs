@@ -15,6 +15,7 @@
 //! Guests fill a small machine and ends are timed: worlds exist one at a time.
 
 mod halfway;
+mod held;
 mod leftovers;
 mod long;
 mod management;
@@ -29,6 +30,7 @@ mod upstream;
 mod world;
 
 pub use halfway::Halfway;
+pub use held::Held;
 pub use leftovers::{Process, descendants, processes_with};
 pub use long::number;
 pub use management::{Management, uml_mconsole};

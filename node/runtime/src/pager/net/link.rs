@@ -14,7 +14,7 @@ use quinn_udp::UdpSocketState;
 use span_api::guest::{Link as Cost, LinkStats};
 use std::collections::VecDeque;
 use std::net::UdpSocket;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Frames of host calls, and all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub(super) struct Link {
     streams: Vec<Stream>,
     /// Where frames wait until they leave.
     wire: Wire<(Bytes, Option<Bytes>), { CHANNELS.len() }>,
+    /// It was cut, and is to be healed before.
+    lost_at: Option<Instant>,
     /// Where those of the other side wait until their time has come.
     arrivals: Arrivals<Received, { CHANNELS.len() }>,
     /// What the socket had no room for.
@@ -66,6 +68,7 @@ impl Link {
             opened_here: node.is_some(),
             streams: Vec::new(),
             wire: Wire::new(0),
+            lost_at: None,
             arrivals: Arrivals::new(),
             unsent: None,
             connected: false,
@@ -84,18 +87,28 @@ impl Link {
     }
 
     /// It is the one to its node.
-    pub(super) fn begin(&mut self, cost: Cost, seed: u64) {
+    pub(super) fn begin(&mut self, cost: Cost, seed: u64, cut_max: Option<Duration>) {
         self.wire = Wire::new(seed);
+        self.set_cost(cost, cut_max);
+    }
+
+    /// What it costs from now on, and for how long it may be cut.
+    pub(super) fn set_cost(&mut self, cost: Cost, cut_max: Option<Duration>) {
+        match (self.wire.link().cut, cost.cut) {
+            (false, true) => self.lost_at = cut_max.map(|cut_max| Instant::now() + cut_max),
+            (true, false) => {
+                self.lost_at = None;
+                // QUIC has tried in vain ever less often: it would not try again for about as long as the cut was.
+                self.connection.ping();
+            }
+            _ => {}
+        }
         self.wire.set(cost);
     }
 
-    /// What it costs from now on.
-    pub(super) fn set_cost(&mut self, cost: Cost) {
-        if self.wire.link().cut && !cost.cut {
-            // QUIC has tried in vain ever less often: it would not try again for about as long as the cut was.
-            self.connection.ping();
-        }
-        self.wire.set(cost);
+    /// When its nodes have lost each other, since it is cut.
+    pub(super) fn lost_at(&self) -> Option<Instant> {
+        self.lost_at.filter(|_| !self.given_up)
     }
 
     /// Of what is sent, and of what has come.

@@ -15,16 +15,17 @@ use crate::clock;
 use bytes::BytesMut;
 use link::{Channel, Link};
 use quinn_proto::{
-    ClientConfig, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, Incoming, Transmit,
+    ConnectionError, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, Incoming, Transmit,
 };
 use quinn_udp::{RecvMeta, UdpSocketState};
 use span_api::guest::{Link as Cost, LinkStats, Setup};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSliceMut;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tls::Ends;
 
 /// Socket buffers: a burst of pages must not be dropped between two turns of the pager.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -118,7 +119,12 @@ pub(crate) struct Net {
     /// Since when whoever reads the socket had been asleep.
     asleep_ns: Option<u64>,
     endpoint: Endpoint,
-    client: ClientConfig,
+    /// This node's address: whoever has the same is on the same host.
+    address: IpAddr,
+    far: Ends,
+    near: Ends,
+    /// How long a link may be cut.
+    cut_max: Option<Duration>,
     socket: UdpSocket,
     state: UdpSocketState,
     links: BTreeMap<usize, Link>,
@@ -163,11 +169,14 @@ impl Net {
             asleep_ns: None,
             endpoint: Endpoint::new(
                 configs.endpoint,
-                Some(configs.server),
+                Some(configs.far.server.clone()),
                 !state.may_fragment(),
                 None,
             ),
-            client: configs.client,
+            address: setup.bind,
+            far: configs.far,
+            near: configs.near,
+            cut_max: (!setup.patient).then_some(tls::IDLE),
             socket,
             state,
             links: BTreeMap::new(),
@@ -188,14 +197,23 @@ impl Net {
     pub(crate) fn meet(&mut self, addresses: &[SocketAddr]) -> Result<(), NetError> {
         for (node, address) in addresses.iter().enumerate().take(self.me.node.into()) {
             let name = format!("node-{node}");
+            let client = self.ends(address.ip()).client.clone();
             let (handle, connection) =
                 self.endpoint
-                    .connect(Instant::now(), self.client.clone(), *address, &name)?;
+                    .connect(Instant::now(), client, *address, &name)?;
             let link = Link::new(connection, Some(node as u16));
             self.links.insert(handle.0, link);
             self.touched.insert(handle.0);
         }
         Ok(())
+    }
+
+    /// How connections to somebody at that address are made.
+    fn ends(&self, address: IpAddr) -> &Ends {
+        match address == self.address {
+            true => &self.near,
+            false => &self.far,
+        }
     }
 
     /// All nodes are connected.
@@ -225,6 +243,7 @@ impl Net {
                 &mut due.timer_ns,
                 link.connection.poll_timeout().map(time_ns),
             );
+            earlier(&mut due.timer_ns, link.lost_at().map(time_ns));
             earlier(&mut due.timer_ns, link.leaves_ns());
             earlier(&mut due.message_ns, link.due_ns());
         }
@@ -247,7 +266,7 @@ impl Net {
         if let Some(handle) = self.peers[usize::from(node)]
             && let Some(link) = self.links.get_mut(&handle)
         {
-            link.set_cost(cost);
+            link.set_cost(cost, self.cut_max);
             self.touched.insert(handle);
         }
     }
@@ -275,15 +294,11 @@ impl Net {
         self.peers.iter().map(stats).collect()
     }
 
-    /// Does what is due by now.
+    /// Does what is due by now, but for what depends on what has been received.
     pub(crate) fn handle_timeouts(&mut self) {
         let now = Instant::now();
         let now_ns = clock::host_ns();
         for (handle, link) in &mut self.links {
-            if link.connection.poll_timeout().is_some_and(|at| at <= now) {
-                link.connection.handle_timeout(now);
-                self.touched.insert(*handle);
-            }
             if link.leaves_ns().is_some_and(|at_ns| at_ns <= now_ns) {
                 self.touched.insert(*handle);
             }
@@ -356,9 +371,28 @@ impl Net {
             }
         }
         self.buffer = buffer;
+        self.handle_silence(now);
         self.digest(now);
         self.asleep_ns = None;
         Ok(())
+    }
+
+    /// What QUIC does when it has heard nothing for a while. Not before all that has come was read: whoever was not let
+    /// run for long would take the others for silent.
+    fn handle_silence(&mut self, now: Instant) {
+        let mut lost = Vec::new();
+        for (handle, link) in &mut self.links {
+            if link.connection.poll_timeout().is_some_and(|at| at <= now) {
+                link.connection.handle_timeout(now);
+                self.touched.insert(*handle);
+            }
+            if link.lost_at().is_some_and(|at| at <= now) {
+                lost.push(*handle);
+            }
+        }
+        for handle in lost {
+            self.lost(now, handle, &ConnectionError::TimedOut.into());
+        }
     }
 
     fn take(&mut self, now: Instant, meta: &RecvMeta, datagram: BytesMut) {
@@ -382,7 +416,11 @@ impl Net {
 
     fn accept(&mut self, now: Instant, incoming: Incoming) {
         let mut response = Vec::new();
-        match self.endpoint.accept(incoming, now, &mut response, None) {
+        let server = self.ends(incoming.remote_address().ip()).server.clone();
+        let accepted = self
+            .endpoint
+            .accept(incoming, now, &mut response, Some(server));
+        match accepted {
             Ok((handle, connection)) => {
                 self.links.insert(handle.0, Link::new(connection, None));
                 self.touched.insert(handle.0);
@@ -438,7 +476,7 @@ impl Net {
             None => {
                 *peer = Some(handle);
                 let seed = delay::seed(self.seed, self.me.node, node);
-                link.begin(self.costs[usize::from(node)], seed);
+                link.begin(self.costs[usize::from(node)], seed, self.cut_max);
             }
         }
     }

@@ -69,7 +69,7 @@ fn nodes(setups: &[Setup]) -> Vec<Net> {
 }
 
 fn addresses(nets: &[Net]) -> Vec<SocketAddr> {
-    let address = |net: &Net| SocketAddr::new(HERE, net.port().expect("a port"));
+    let address = |net: &Net| SocketAddr::new(net.address, net.port().expect("a port"));
     nets.iter().map(address).collect()
 }
 
@@ -204,13 +204,59 @@ fn nobody_joins_once_all_are_here() {
 }
 
 #[test]
-fn a_node_that_is_gone_is_lost_by_all() {
-    let mut nets = met(&setups(3, 0));
+fn a_silent_node_is_lost_by_all_on_other_hosts() {
+    let mut setups = setups(3, 0);
+    // By its address. All of this network's are this host's.
+    setups[1].bind = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+    let mut nets = met(&setups);
+    // It is on the first one's host, where its end would be seen.
     nets.truncate(2);
     let lost = Cell::new(0);
+    let heard = |node, news: News| match news {
+        News::Lost { node: 2, .. } if node == 1 => lost.set(lost.get() + 1),
+        news => unexpected(node, news),
+    };
+    work(&mut nets, heard, |_| lost.get() == 1);
+    let until = Instant::now() + tls::IDLE / 2;
+    work(&mut nets, unexpected, |_| Instant::now() > until);
+}
+
+#[test]
+fn whoever_did_not_run_has_lost_nobody() {
+    let mut setups = setups(2, 0);
+    setups[1].bind = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+    let mut nets = met(&setups);
+    // The second one goes on for a while, and says something.
+    let until = Instant::now() + 2 * tls::IDLE / 3;
+    work(&mut nets[1..], unexpected, |_| Instant::now() > until);
+    nets[1].send(0, Frame::CpuRun { cpu: 0 });
+    nets[1].transmit();
+    std::thread::sleep(2 * tls::IDLE / 3);
+    let arrived = Cell::new(false);
+    let heard = |node: usize, news: News| match news {
+        News::Frame { from: 1, .. } if node == 0 => arrived.set(true),
+        news => unexpected(node, news),
+    };
+    // As a pager does when it runs again, to an alarm: its timers first.
+    nets[0].handle_timeouts();
+    work(&mut nets[..1], heard, |_| arrived.get());
+}
+
+#[test]
+fn a_cut_that_lasts_is_a_loss_on_one_host_too() {
+    let mut nets = met(&setups(2, 0));
+    let cut = LinkCost {
+        cut: true,
+        ..LinkCost::default()
+    };
+    let began = Instant::now();
+    nets[0].set_cost(1, cut);
+    nets[1].set_cost(0, cut);
+    let lost = Cell::new(0);
     let heard = |_, news: News| match news {
-        News::Lost { node: 2, .. } => lost.set(lost.get() + 1),
+        News::Lost { .. } => lost.set(lost.get() + 1),
         news => panic!("{news:?}"),
     };
     work(&mut nets, heard, |_| lost.get() == 2);
+    assert!(began.elapsed() >= tls::IDLE);
 }

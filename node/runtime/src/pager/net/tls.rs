@@ -11,9 +11,9 @@ use span_api::guest::Setup;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A peer that says nothing for this long is lost. Its runtime answers keep-alives even while its
-/// CPUs are busy.
-const IDLE: Duration = Duration::from_millis(1500);
+/// A peer on another host that says nothing for this long is lost, and so is one behind a link that has been cut for as
+/// long. Its runtime answers keep-alives even while its CPUs are busy.
+pub(super) const IDLE: Duration = Duration::from_millis(1500);
 const KEEP_ALIVE: Duration = Duration::from_millis(300);
 
 /// A page and its header in one datagram, where the path has room for that, as loopback and jumbo
@@ -27,6 +27,12 @@ const WINDOW_BYTES_INITIAL: u64 = 256 << 10;
 
 pub(super) struct Configs {
     pub(super) endpoint: Arc<EndpointConfig>,
+    pub(super) far: Ends,
+    pub(super) near: Ends,
+}
+
+/// Both ends of connections to peers of one kind.
+pub(super) struct Ends {
     pub(super) server: Arc<ServerConfig>,
     pub(super) client: ClientConfig,
 }
@@ -60,24 +66,33 @@ pub(super) fn configs(setup: &Setup) -> Result<Configs, NetError> {
         .with_client_auth_cert(chain, key.into())?;
     client.alpn_protocols = vec![b"span".to_vec()];
 
-    let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
-    server.transport_config(transport(setup.patient));
-    let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?));
-    client.transport_config(transport(setup.patient));
+    let server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
+    let client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?));
+    let ends = |idle: Option<Duration>| {
+        let transport = transport(idle);
+        let (mut server, mut client) = (server.clone(), client.clone());
+        server.transport_config(transport.clone());
+        client.transport_config(transport);
+        Ends {
+            server: Arc::new(server),
+            client,
+        }
+    };
     let mut endpoint = EndpointConfig::default();
     endpoint
         .max_udp_payload_size(DATAGRAM_BYTES_MAX)
         .map_err(|_| NetError::Protocol("a datagram is too long for QUIC"))?;
     Ok(Configs {
         endpoint: Arc::new(endpoint),
-        server: Arc::new(server),
-        client,
+        far: ends((!setup.patient).then_some(IDLE)),
+        // Silent only when this host does not let it run. Its end is seen by its agent.
+        near: ends(None),
     })
 }
 
-fn transport(patient: bool) -> Arc<TransportConfig> {
+fn transport(idle: Option<Duration>) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
-    let idle = IdleTimeout::try_from(IDLE).expect("a short time");
+    let idle = idle.map(|idle| IdleTimeout::try_from(idle).expect("a short time"));
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(10u32.into());
     let mut mtu = MtuDiscoveryConfig::default();
@@ -88,7 +103,7 @@ fn transport(patient: bool) -> Arc<TransportConfig> {
         .congestion_controller_factory(Arc::new(congestion))
         .initial_mtu(1452)
         .mtu_discovery_config(Some(mtu))
-        .max_idle_timeout((!patient).then_some(idle))
+        .max_idle_timeout(idle)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .send_fairness(false)
         .stream_receive_window((8u32 << 20).into())
