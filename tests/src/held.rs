@@ -39,6 +39,19 @@ impl Held {
     }
 }
 
+impl Held {
+    /// A signal with a value for a process, for when its first thread runs again.
+    #[track_caller]
+    pub fn queue(&self, pid: i32, signal: i32, value: usize) {
+        let value = libc::sigval {
+            sival_ptr: ptr::without_provenance_mut(value),
+        };
+        // SAFETY: passes no memory.
+        let result = unsafe { libc::sigqueue(pid, signal, value) };
+        assert_eq!(result, 0, "queueing signal {signal} for process {pid}");
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         // The first one's end is seen last.

@@ -25,3 +25,30 @@ fn a_node_that_its_host_does_not_run_is_waited_for() {
     guest.down().expect(0);
     world.assert_clean();
 }
+
+#[test]
+fn interrupts_that_have_waited_are_taken_one_by_one() {
+    /// More than a signal stack has room for.
+    const INTERRUPTS: usize = 200;
+    /// The kernel's `UML_IPI_RES`: look whether there is something else to run.
+    const RESCHEDULE: usize = 0;
+
+    let world = World::new();
+    let guest = Up::three(&world).detach("interrupts");
+    let pid = guest.status().pid("b");
+    for work in [
+        "",
+        "taskset -c 1 sh -c 'while :; do :; done' >/dev/null 2>&1 &",
+    ] {
+        guest.sh(work);
+        // The thread of the node's CPU.
+        let held = Held::threads(&[pid]);
+        for _ in 0..INTERRUPTS {
+            held.queue(pid, libc::SIGRTMIN(), RESCHEDULE);
+        }
+        drop(held);
+        assert_eq!(guest.sh("taskset -c 1 nproc"), "1");
+    }
+    guest.down().expect(0);
+    world.assert_clean();
+}
