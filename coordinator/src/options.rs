@@ -3,7 +3,7 @@
 mod files;
 mod memory;
 
-pub(crate) use files::{HostMount, Part, Root, hostfs, of_node, plain, root};
+pub(crate) use files::{Root, hostfs, of_node, plain, root};
 pub(crate) use memory::{
     check_limits, guest_memory, mem_limit, memory, memory_argument, memory_bytes, memory_size_text,
     share_out, size_bytes,

@@ -400,8 +400,8 @@ impl Pager {
         Ok(())
     }
 
-    /// Asks all other nodes something that each answers with [`Frame::Done`].
-    /// Asks all nodes that have run a CPU. The others have neither mapped anything nor sent a call.
+    /// Asks all other nodes that have run a CPU something that each answers with [`Frame::Done`]. Those that have not have
+    /// neither mapped anything nor sent a call.
     fn ask_all(&mut self, slot: u32, frame: impl Fn(u64) -> Frame) {
         let me = self.me;
         let runs = |node: &u16| *node != me && self.runs[usize::from(*node)];
