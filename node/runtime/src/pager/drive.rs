@@ -30,7 +30,7 @@ fn lock() -> MutexGuard<'static, Option<Pager>> {
     PAGER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn fail(error: &NetError) -> ! {
+pub(super) fn fail(error: &NetError) -> ! {
     control::fail(&format!("node-to-node network: {error}"))
 }
 

@@ -7,9 +7,9 @@
 //! themselves. So while somebody computes here, a thread that has served lets the next one wait for messages, which
 //! has rested: to change takes two switches of context, some 5 µs.
 
-use super::drive::Post;
+use super::drive::{Post, fail};
 use super::net::NetError;
-use crate::{control, spin};
+use crate::spin;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// As many have rested when the first one's turn comes again.
@@ -31,13 +31,9 @@ pub(super) fn serve(post: Post) -> NetError {
     // The first waits for the post from the last, who was made last.
     let _ = to_first.send(post);
     for (posts, to) in others {
-        crate::thread("span-pager", move || fail(take_turns(&posts, &to)));
+        crate::thread("span-pager", move || fail(&take_turns(&posts, &to)));
     }
     take_turns(&receiver, &to_first)
-}
-
-fn fail(error: NetError) {
-    control::fail(&format!("node-to-node network: {error}"));
 }
 
 fn take_turns(posts: &Receiver<Post>, next: &Sender<Post>) -> NetError {

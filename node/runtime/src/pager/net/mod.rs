@@ -125,6 +125,8 @@ pub(crate) struct Net {
     near: Ends,
     /// How long a link may be cut.
     cut_max: Option<Duration>,
+    /// A timer of QUIC's may be over.
+    timers_due: bool,
     socket: UdpSocket,
     state: UdpSocketState,
     links: BTreeMap<usize, Link>,
@@ -177,6 +179,7 @@ impl Net {
             far: configs.far,
             near: configs.near,
             cut_max: (!setup.patient).then_some(tls::IDLE),
+            timers_due: false,
             socket,
             state,
             links: BTreeMap::new(),
@@ -296,6 +299,7 @@ impl Net {
 
     /// Does what is due by now, but for what depends on what has been received.
     pub(crate) fn handle_timeouts(&mut self) {
+        self.timers_due = true;
         let now = Instant::now();
         let now_ns = clock::host_ns();
         for (handle, link) in &mut self.links {
@@ -371,7 +375,9 @@ impl Net {
             }
         }
         self.buffer = buffer;
-        self.handle_silence(now);
+        if std::mem::take(&mut self.timers_due) {
+            self.handle_silence(now);
+        }
         self.digest(now);
         self.asleep_ns = None;
         Ok(())
