@@ -37,9 +37,7 @@ impl Held {
             .collect();
         Self::threads(&threads)
     }
-}
 
-impl Held {
     /// A signal with a value for a process, for when its first thread runs again.
     #[track_caller]
     pub fn queue(&self, pid: i32, signal: i32, value: usize) {

@@ -45,7 +45,7 @@ pub struct Faults {
 
 impl Faults {
     /// Those that asked another node.
-    fn remote(&self) -> u64 {
+    pub fn remote(&self) -> u64 {
         self.read + self.write + self.upgrade
     }
 }

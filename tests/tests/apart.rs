@@ -26,8 +26,7 @@ fn apart(world: &World) -> String {
 
 /// Faults of all nodes that asked another one.
 fn asked(status: &Status) -> u64 {
-    let faults = status.nodes.iter().map(|node| &node.faults);
-    faults.map(|of| of.read + of.write + of.upgrade).sum()
+    status.nodes.iter().map(|node| node.faults.remote()).sum()
 }
 
 #[test]
