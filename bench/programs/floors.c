@@ -71,15 +71,10 @@ static void floor_memory(int rounds, int apart)
 	report(&s);
 }
 
-static void floor_socket(int rounds, int apart)
+/* 0 in the child; both have an end. */
+static pid_t fork_with_socket(int *socket, int apart)
 {
-	struct samples s = samples("socket", rounds);
-	static struct {
-		struct request header;
-		char page[PAGE];
-	} answer;
-	struct request request = { "request" };
-	int all_rounds = rounds + 16 * WARM_UP, pair[2];
+	int pair[2];
 	pid_t pid;
 
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
@@ -88,21 +83,36 @@ static void floor_socket(int rounds, int apart)
 	if (pid < 0)
 		fail("fork");
 	close(pair[pid ? 1 : 0]);
+	*socket = pair[pid ? 0 : 1];
 	if (apart)
 		pin(pid ? 0 : 1);
+	return pid;
+}
+
+static void floor_socket(int rounds, int apart)
+{
+	struct samples s = samples("socket", rounds);
+	static struct {
+		struct request header;
+		char page[PAGE];
+	} answer;
+	struct request request = { "request" };
+	int all_rounds = rounds + 16 * WARM_UP, socket;
+	pid_t pid = fork_with_socket(&socket, apart);
+
 	for (int i = 0; i < all_rounds; i++) {
 		uint64_t start = cycles();
 
 		if (pid == 0) {
-			all(pair[1], request.bytes, sizeof(request));
+			all(socket, request.bytes, sizeof(request));
 			answer.page[0] = (char)i;
-			if (write(pair[1], &answer, sizeof(answer)) != sizeof(answer))
+			if (write(socket, &answer, sizeof(answer)) != sizeof(answer))
 				fail("write");
 			continue;
 		}
-		if (write(pair[0], &request, sizeof(request)) != sizeof(request))
+		if (write(socket, &request, sizeof(request)) != sizeof(request))
 			fail("write");
-		all(pair[0], (char *)&answer, sizeof(answer));
+		all(socket, (char *)&answer, sizeof(answer));
 		if (i >= all_rounds - rounds)
 			note(&s, cycles() - start);
 	}
@@ -170,20 +180,11 @@ static void floor_fault(int pages, int rounds, int apart)
 	struct samples s = samples("fault", (size_t)pages * rounds);
 	struct sigaction action = { .sa_sigaction = fetch, .sa_flags = SA_SIGINFO };
 	size_t size = (size_t)pages * PAGE;
-	int pair[2], file = memfd_create("pages", 0);
-	pid_t pid;
+	int file = memfd_create("pages", 0);
+	pid_t pid = fork_with_socket(&faulting.socket, apart);
 
-	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
-		fail("socketpair");
-	pid = fork();
-	if (pid < 0)
-		fail("fork");
-	close(pair[pid ? 1 : 0]);
-	if (apart)
-		pin(pid ? 0 : 1);
 	if (pid == 0)
-		serve(pair[1], pages, rounds + WARM_UP);
-	faulting.socket = pair[0];
+		serve(faulting.socket, pages, rounds + WARM_UP);
 	if (file < 0 || ftruncate(file, (off_t)size) || sigaction(SIGSEGV, &action, 0))
 		fail("memfd");
 	faulting.view = mmap(0, size, PROT_NONE, MAP_SHARED, file, 0);
