@@ -249,25 +249,19 @@ pub(crate) struct UpOptions {
     /// (a-b=200us,b-c=1ms) [default: none]
     #[arg(long, value_name = "TIME|A-B=TIME,…")]
     pub(crate) latency: Option<String>,
-    /// Root file system: host (this machine's, changes are thrown away), a directory or an image of a node's
-    /// host, none
-    #[arg(
-        long,
-        value_name = "host|[NODE:]DIR[,owners=mapped]|[NODE:]IMAGE|none",
-        default_value = "host"
-    )]
+    /// Root file system: host (this machine's, changes are thrown away), a directory (DIR[,owners=mapped]) or an
+    /// image of a node's host, none
+    #[arg(long, value_name = "host|[NODE:]PATH|none", default_value = "host")]
     pub(crate) root: OsString,
     /// File of a node's host, the first node's if none is named, that becomes a disk, ubda and so on; up to 16.
-    /// cow: what is written goes to this file beside it, which is made if need be; ro: is only read; sync: each
+    /// cow=FILE: what is written goes to this file beside it, which is made if need be; ro: is only read; sync: each
     /// write waits for the host's disk; shared: others use the file, too
-    #[arg(long, value_name = "[NODE:]FILE[,cow=FILE][,ro][,sync][,shared]")]
+    #[arg(long, value_name = "[NODE:]FILE[,OPTION]…")]
     pub(crate) ubd: Vec<OsString>,
-    /// Network device of the guest, vec0 and so on; its other end is on the first node, or on NODE. user:
-    /// what this user may reach; tap: an interface of the node's host; switch: other guests
-    #[arg(
-        long,
-        value_name = "[NODE:]user[,hostfwd=…]|[NODE:]tap:NAME|[NODE:]switch:NAME"
-    )]
+    /// Network device of the guest, vec0 and so on; its other end is on the first node, or on NODE.
+    /// user[,hostfwd=…]: what this user may reach; tap:NAME: an interface of the node's host; switch:NAME: other
+    /// guests
+    #[arg(long, value_name = "[NODE:]user|tap:…|switch:…")]
     pub(crate) net: Vec<String>,
     /// Kernel to run [default: `linux` beside this program]
     #[arg(long, value_name = "FILE")]
@@ -278,13 +272,11 @@ pub(crate) struct UpOptions {
     /// Name of the guest [default: span-1, span-2, …]
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Mount a directory of a node's host in the guest, the first node's if none is named, a SQLite database
-    /// there, or several directories at once; as often as wanted. With owners=mapped, owners, modes and
-    /// kinds of files are the guest's and kept beside them
-    #[arg(
-        long,
-        value_name = "[NODE:]DIR=MOUNTPOINT[,ro][,owners=mapped]|[NODE:]sqlite:FILE=…|union:[NODE:]DIR+[NODE:]DIR=…"
-    )]
+    /// Mount a directory of a node's host in the guest, the first node's if none is named
+    /// (DIR=MOUNTPOINT[,ro][,owners=mapped]), a SQLite database there (sqlite:FILE=MOUNTPOINT), or several
+    /// directories at once (union:[NODE:]DIR+[NODE:]DIR=MOUNTPOINT); as often as wanted. With owners=mapped, owners,
+    /// modes and kinds of files are the guest's and kept beside them
+    #[arg(long, value_name = "[NODE:]WHAT=MOUNTPOINT[,OPTION]…")]
     pub(crate) hostfs: Vec<OsString>,
     /// How guest pages are protected
     #[arg(long, value_enum, default_value_t = PagingOption::Auto)]
@@ -346,5 +338,29 @@ fn interval(value: &str) -> Result<Duration, String> {
     match value.parse::<f64>() {
         Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err("0.1 to 3600 seconds are possible".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::CommandFactory;
+
+    /// What options mean stands beside the longest of them: with one of 100 characters, a word a line.
+    #[test]
+    fn the_help_leaves_room_for_what_options_mean() {
+        let mut program = Cli::command();
+        program.build();
+        for command in program.get_subcommands() {
+            for option in command.get_arguments() {
+                let option = option.to_string();
+                let length = option.chars().count();
+                assert!(
+                    length <= 45,
+                    "{}: {option} has {length} characters",
+                    command.get_name()
+                );
+            }
+        }
     }
 }
