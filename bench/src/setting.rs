@@ -65,6 +65,8 @@ pub(crate) struct Effort {
     pub(crate) distance: (u32, u32, u32),
     /// Pages of a field that is computed on, and how often.
     pub(crate) stencil: (u32, u32),
+    /// The same of a field that is as large as those of programs which need several nodes.
+    pub(crate) large_stencil: (u32, u32),
 }
 
 impl Effort {
@@ -86,6 +88,7 @@ impl Effort {
         net: 128,
         distance: (256, 2048, 5),
         stencil: (16384, 40),
+        large_stencil: (65536, 20),
     };
     pub(crate) const QUICK: Self = Self {
         repetitions: 2,
@@ -105,6 +108,7 @@ impl Effort {
         net: 32,
         distance: (128, 1024, 2),
         stencil: (8192, 10),
+        large_stencil: (65536, 5),
     };
 }
 
@@ -293,6 +297,30 @@ impl Setting {
         )
     }
 
+    /// The same where each node has so much memory.
+    pub(crate) fn span_with_memory(
+        &self,
+        memory_mib: usize,
+        options: &[&str],
+        nodes: &str,
+        arguments: &[&str],
+    ) -> Result<Outcome> {
+        let up = self.span_up_with_memory(nodes, 1, memory_mib);
+        Gauge::run(
+            &self.span_title(arguments),
+            up.options(options).command(&self.argv(arguments)),
+        )
+    }
+
+    /// The gauge on one node that has as much as several: so many CPUs, and the memory of as many nodes.
+    pub(crate) fn span_on_one(&self, cpus: usize, arguments: &[&str]) -> Result<Outcome> {
+        let up = self.span_up_with_memory("a", cpus, cpus * NODE_MEMORY_MIB);
+        Gauge::run(
+            &self.span_title(arguments),
+            up.command(&self.argv(arguments)),
+        )
+    }
+
     /// The gauge on one node, which exports `directory`.
     pub(crate) fn span_exporting(&self, directory: &str, arguments: &[&str]) -> Result<Outcome> {
         let mount = format!("{directory}=/media");
@@ -438,7 +466,12 @@ impl Setting {
     }
 
     fn span_up(&self, nodes: &str, cpus: usize) -> Up<'_> {
-        let memory = format!("{NODE_MEMORY_MIB}M");
+        self.span_up_with_memory(nodes, cpus, NODE_MEMORY_MIB)
+    }
+
+    /// Memory for every node.
+    fn span_up_with_memory(&self, nodes: &str, cpus: usize, memory_mib: usize) -> Up<'_> {
+        let memory = format!("{memory_mib}M");
         Up::on(&self.world, nodes)
             .options(&["--cpus", &cpus.to_string(), "--mem", &memory])
             .options(&["--name", GUEST])
