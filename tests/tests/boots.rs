@@ -70,9 +70,16 @@ fn a_boot_asks_other_nodes_for_little() {
     }
 }
 
-/// How long the host lets a thread run at a time: what it asked for, or the host's own choice. None of a thread
-/// that has ended.
-fn slice_ns(tid: i32) -> Option<u64> {
+/// What the host's scheduler goes by.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Turn {
+    /// How long a thread runs at a time: what it asked for, or the host's own choice.
+    slice_ns: u64,
+    nice: i32,
+}
+
+/// None of a thread that has ended.
+fn turn(tid: i32) -> Option<Turn> {
     let mut attributes = [0u64; 7];
     // SAFETY: fills in a local of the length given.
     let result = unsafe {
@@ -84,24 +91,27 @@ fn slice_ns(tid: i32) -> Option<u64> {
             0,
         )
     };
-    // `sched_runtime` of `struct sched_attr`.
-    (result == 0).then_some(attributes[3])
+    // `sched_runtime` and `sched_nice` of `struct sched_attr`.
+    (result == 0).then_some(Turn {
+        slice_ns: attributes[3],
+        nice: attributes[2] as i32,
+    })
 }
 
-/// Slices of the threads of a process and of all that it has started, by name.
-fn slices(pid: i32, into: &mut BTreeMap<String, BTreeSet<u64>>) {
+/// Turns of the threads of a process and of all that it has started, by name.
+fn turns(pid: i32, into: &mut BTreeMap<String, BTreeSet<Turn>>) {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     for task in tasks.into_iter().flatten().flatten() {
         let tid = task.file_name().into_string().expect("a number");
         let read = |what| fs::read_to_string(task.path().join(what)).unwrap_or_default();
         let (name, children) = (read("comm"), read("children"));
-        if let Some(slice) = slice_ns(tid.parse().expect("a number")) {
+        if let Some(turn) = turn(tid.parse().expect("a number")) {
             into.entry(name.trim().to_string())
                 .or_default()
-                .insert(slice);
+                .insert(turn);
         }
         for child in children.split_whitespace() {
-            slices(child.parse().expect("a number"), into);
+            turns(child.parse().expect("a number"), into);
         }
     }
 }
@@ -109,7 +119,7 @@ fn slices(pid: i32, into: &mut BTreeMap<String, BTreeSet<u64>>) {
 #[test]
 fn only_pagers_ask_for_a_little_of_a_processor_at_a_time() {
     let world = World::new();
-    let guest = Up::three(&world).detach("slices");
+    let guest = Up::three(&world).detach("turns");
     // A stub on each node, made by its CPU.
     guest
         .exec(&[
@@ -121,19 +131,26 @@ fn only_pagers_ask_for_a_little_of_a_processor_at_a_time() {
     let status = guest.status();
     let mut by_name = BTreeMap::new();
     for node in ["a", "b", "c"] {
-        slices(status.pid(node), &mut by_name);
+        turns(status.pid(node), &mut by_name);
     }
     guest.down().expect(0);
     world.assert_clean();
 
-    let usual = BTreeSet::from_iter(slice_ns(0));
-    let pagers = by_name.remove("span-pager").expect("pagers");
-    if pagers == usual {
-        return not_tested("slices: this host's kernel lets nobody choose");
-    }
-    assert_eq!(pagers.len(), 1, "{pagers:?}");
-    assert!(pagers.last() < usual.first(), "{pagers:?} {usual:?}");
+    let usual = turn(0).expect("this thread");
     for name in ["linux", "span-worker", "span-kicker", "uml-userspace"] {
+        let usual = BTreeSet::from([usual]);
         assert_eq!(by_name.get(name), Some(&usual), "{name}: {by_name:?}");
+    }
+    let pagers = by_name.remove("span-pager").expect("pagers");
+    let [pager] = Vec::from_iter(pagers)[..] else {
+        panic!("pagers differ: {by_name:?}");
+    };
+    if pager == usual {
+        return not_tested("turns: this host's kernel lets nobody choose");
+    }
+    assert!(pager.slice_ns < usual.slice_ns, "{pager:?} {usual:?}");
+    match nix::unistd::geteuid().is_root() {
+        true => assert_eq!(pager.nice, (usual.nice - 10).max(-20), "root may say so"),
+        false => assert!(pager.nice <= usual.nice, "{pager:?} {usual:?}"),
     }
 }
