@@ -5,13 +5,13 @@ use super::counts::{difference, remote_faults};
 use crate::error::Result;
 use crate::figures::{Figure, Unit};
 use crate::samples::Samples;
-use crate::setting::Setting;
+use crate::setting::{NODE_MEMORY_MIB, Setting};
 use span_plot::Bars;
 
 const FAULTS: &str = "NUMA, two nodes with two CPUs each: faults that ask another node, against a guest without NUMA nodes";
 const PLACEMENT: &str =
     "NUMA, two nodes with a CPU each: work on memory that is near, against one node with one CPU";
-const HOST: &str = "NUMA, the same stencil on the host: two threads, against one";
+const HOST: &str = "NUMA, the same stencils on the host: two threads, against one";
 const OFF: &str = "numa=off";
 const ONE: &str = "one node";
 
@@ -23,6 +23,8 @@ const STENCIL_RATIO_MAX: f64 = 1.0 / 1.8;
 const ALONE_RATIO_MAX: f64 = 1.0 / 0.98;
 
 const THREADS: &str = "2";
+
+const PAGES_PER_MIB: u32 = 256;
 
 /// Rows of a database, by processes that lock each other out.
 const SERVER: &str = "import os, sqlite3, tempfile
@@ -52,52 +54,69 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
 }
 
 fn placement(setting: &Setting) -> Result<Vec<Figure>> {
-    let (pages, rounds) = setting.effort.stencil;
+    let effort = &setting.effort;
+    let mut figures = stencil(setting, effort.stencil)?;
+    figures.extend(stencil(setting, effort.large_stencil)?);
+    figures.push(alone(setting, effort.large_stencil)?);
+    // The host's below the guests'.
+    figures.sort_by_key(|figure| figure.group() == HOST);
+    Ok(figures)
+}
+
+/// Rounds on fields of so many pages.
+fn stencil(setting: &Setting, (pages, rounds): (u32, u32)) -> Result<Vec<Figure>> {
+    let mib = pages / PAGES_PER_MIB;
+    // Both fields on one node, and room for the rest of a guest.
+    let memory_mib = 2 * mib as usize + NODE_MEMORY_MIB;
     let (pages, rounds) = (pages.to_string(), rounds.to_string());
-    let mut stencil = [Samples::default(), Samples::default()];
+    let work = |threads| ["stencil", &setting.khz, threads, &pages, &rounds];
+    let (mut one, mut two) = (Samples::default(), Samples::default());
     let mut host = [Samples::default(), Samples::default()];
-    let mut alone = [Samples::default(), Samples::default()];
     // As on hosts of their own; where there is one CPU only, there is nothing to choose.
     let apart = setting.apart.as_deref();
     let apart: Vec<&str> = apart
         .iter()
         .flat_map(|cpus| ["--host-cpus", cpus])
         .collect();
-    setting.repeat("work near its memory", || {
-        let work = ["stencil", &setting.khz, "1", &pages, &rounds];
-        stencil[0].add(setting.span("a", 1, &work)?.samples("stencil")?);
-        let work = ["stencil", &setting.khz, THREADS, &pages, &rounds];
-        stencil[1].add(
-            setting
-                .span_with(&apart, "a,b", &work)?
-                .samples("stencil")?,
-        );
+    setting.repeat(&format!("a stencil on {mib} MiB"), || {
+        let outcome = setting.span_with_memory(memory_mib, &[], "a", &work("1"))?;
+        one.add(outcome.samples("stencil")?);
+        let outcome = setting.span_with_memory(memory_mib, &apart, "a,b", &work(THREADS))?;
+        two.add(outcome.samples("stencil")?);
         if setting.host_cpus > 1 {
             for (threads, samples) in ["1", THREADS].into_iter().zip(&mut host) {
-                let work = ["stencil", &setting.khz, threads, &pages, &rounds];
-                samples.add(setting.host(&work)?.samples("stencil")?);
+                samples.add(setting.host(&work(threads))?.samples("stencil")?);
             }
         }
-        let work = ["alone", &setting.khz, "0", &pages, &rounds];
-        alone[0].add(setting.span("a", 1, &work)?.samples("alone")?);
-        let work = ["alone", &setting.khz, "1", &pages, &rounds];
-        alone[1].add(setting.span("a,b", 1, &work)?.samples("alone")?);
         Ok(())
     })?;
     let ms = Unit::Milliseconds;
-    let figure = |name, samples: &[Samples; 2]| {
-        Figure::compared(PLACEMENT, name, ms, ONE, &samples[0], &samples[1])
-    };
-    let mut figures = vec![
-        figure("a stencil, a thread on each node", &stencil).aim(STENCIL_RATIO_MAX),
-        figure("a process on the second node", &alone).aim(ALONE_RATIO_MAX),
-    ];
+    let name = format!("a stencil on {mib} MiB, a thread on each node");
+    let mut figures =
+        vec![Figure::compared(PLACEMENT, name, ms, ONE, &one, &two).aim(STENCIL_RATIO_MAX)];
     if setting.host_cpus > 1 {
+        let name = format!("a stencil on {mib} MiB, two threads");
         let [one, two] = &host;
-        let floor = Figure::compared(HOST, "a stencil, two threads", ms, "one thread", one, two);
-        figures.push(floor);
+        figures.push(Figure::compared(HOST, name, ms, "one thread", one, two));
     }
     Ok(figures)
+}
+
+/// A process that asks nobody for anything, on one node and on the second of two.
+fn alone(setting: &Setting, (pages, rounds): (u32, u32)) -> Result<Figure> {
+    let memory_mib = (pages / PAGES_PER_MIB) as usize + NODE_MEMORY_MIB;
+    let (pages, rounds) = (pages.to_string(), rounds.to_string());
+    let (mut one, mut second) = (Samples::default(), Samples::default());
+    setting.repeat("work near its memory", || {
+        for (nodes, cpu, samples) in [("a", "0", &mut one), ("a,b", "1", &mut second)] {
+            let work = ["alone", &setting.khz, cpu, &pages, &rounds];
+            let outcome = setting.span_with_memory(memory_mib, &[], nodes, &work)?;
+            samples.add(outcome.samples("alone")?);
+        }
+        Ok(())
+    })?;
+    let (name, ms) = ("a process on the second node", Unit::Milliseconds);
+    Ok(Figure::compared(PLACEMENT, name, ms, ONE, &one, &second).aim(ALONE_RATIO_MAX))
 }
 
 /// A name, and what is run.
