@@ -297,6 +297,15 @@ bool __init arch_cpus_come_late(void)
 	return node_active();
 }
 
+/*
+ * A grace period costs some 20 pages of other nodes, however many callbacks wait
+ * for it.
+ */
+unsigned long __init arch_rcu_jiffies_between_gps(void)
+{
+	return node_active() ? HZ / 4 : 0;
+}
+
 /* What is called for a CPU that comes up looks at what the first node has written */
 bool arch_cpuhp_calls_here(unsigned int cpu)
 {
