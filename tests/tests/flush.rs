@@ -112,3 +112,52 @@ fn upstream_loses_writes() {
     );
     world.assert_clean();
 }
+
+/// Pages that should be empty, and how many of them show what lay there before; of both kinds, unless the first has some.
+fn replaced(text: &str) -> Vec<(&str, u64)> {
+    let line = |line| -> Option<_> {
+        let (kind, counts) = str::split_once(line, ": 511 pages, ")?;
+        Some((kind, counts.strip_suffix(" stale")?.parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+fn replacing(world: &World) -> String {
+    let source = include_str!("../programs/replaced.c");
+    let program = world.compile("replaced", source).expect("a program");
+    program.display().to_string()
+}
+
+#[test]
+fn what_lay_below_a_replaced_page_table_is_gone() {
+    let world = World::new();
+    let program = replacing(&world);
+    for nodes in ["a", "a,b"] {
+        let outcome = Up::on(&world, nodes).run(&[&program]).expect(0);
+        let text = outcome.text();
+        let expected = [("moved", 0), ("populated", 0)];
+        assert_eq!(replaced(&text), expected, "{nodes}: {text}");
+    }
+    world.assert_clean();
+}
+
+/// The test can fail: upstream's kernel fails it, with one CPU and one thread.
+#[test]
+fn upstream_shows_what_lay_below_a_replaced_page_table() {
+    let Some(kernel) = upstream_kernel() else {
+        span_tests::not_tested(UPSTREAM_MISSING);
+        return;
+    };
+    let world = World::new();
+    let program = replacing(&world);
+    let mut command = upstream(&world, &kernel, 1, 128, &[&program]);
+    let outcome = Spawned::start(&mut command).wait(Duration::from_secs(60));
+    let text = outcome.text();
+    assert_eq!(
+        replaced(&text),
+        [("moved", 511)],
+        "{text}\n{}",
+        outcome.stderr
+    );
+    world.assert_clean();
+}
