@@ -1,6 +1,9 @@
 //! Each node keeps time for itself, and the guest has one time.
 
-use span_tests::{Up, World};
+use span_tests::{Up, World, python};
+
+/// For how many seconds of its time a program computes, as the guest counts them.
+const COMPUTES_S: f64 = 0.5;
 
 /// Runs in the guest: what `command` prints on CPUs of different nodes in turn.
 fn in_turn(rounds: usize, command: &str) -> String {
@@ -55,6 +58,35 @@ fn time_that_is_set_on_one_node_is_set_on_all() {
     }
     // Timers go by it, too: one that is due in the new time fires, on each node.
     guest.sh(&in_turn(1, "sleep 0.2"));
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
+fn what_a_program_computes_is_its_own_time() {
+    let world = World::new();
+    let guest = Up::three(&world).detach("charged");
+    let script = format!(
+        "import os, signal
+fired = []
+signal.signal(signal.SIGVTALRM, lambda *_: fired.append(1))
+signal.setitimer(signal.ITIMER_VIRTUAL, {COMPUTES_S} / 4)
+begin = now = os.times()
+while now.user + now.system < begin.user + begin.system + {COMPUTES_S}:
+    sum(range(10000))
+    now = os.times()
+print(now.user - begin.user, now.system - begin.system, len(fired))"
+    );
+    for node in ["a", "b", "c"] {
+        let text = python(&guest, node, &script);
+        let numbers = text.split_whitespace().map(str::parse::<f64>);
+        let numbers: Result<Vec<f64>, _> = numbers.collect();
+        let [user, system, fired] = numbers.expect("numbers")[..] else {
+            panic!("{node}: {text}");
+        };
+        assert!(user > system, "{node}: {text}");
+        assert!(fired == 1.0, "{node}: {text}");
+    }
     guest.down().expect(0);
     world.assert_clean();
 }
