@@ -66,7 +66,7 @@ impl Selftests {
         let mut gcc = Command::new("gcc");
         gcc.args(["-O2", "-w", "-D_GNU_SOURCE=", "-pthread"]);
         // Headers of this kernel's: the machine's may be older. What is left in them is for `make headers` to take out.
-        gcc.arg("-D__user=");
+        gcc.args(["-D__user=", "-D__packed=__attribute__((packed))"]);
         gcc.arg("-isystem").arg(self.source.join("include/uapi"));
         for directory in ["", "tools/include"] {
             gcc.arg("-I").arg(self.source.join(directory));

@@ -19,7 +19,6 @@ const SCRIPT_S_MAX: u64 = 1200;
 type Exception<'a> = (&'a str, &'a str);
 
 const NO_HUGE_PAGES: &str = "User-Mode Linux has no huge pages";
-const NO_MERGED_PAGES: &str = "CONFIG_KSM is off";
 const NO_HOTPLUG: &str = "User-Mode Linux takes no CPU and no memory away";
 
 /// Four nodes with two CPUs each. Some tests fill a file of 256 MiB with pages of one node.
@@ -229,6 +228,7 @@ const PROJECT: &[&str] = &[
     "set_mempolicy04",
     "migrate_pages01",
     "migrate_pages02",
+    "migrate_pages03",
     "move_pages01",
     "move_pages02",
     "move_pages03",
@@ -249,7 +249,6 @@ const PROJECT: &[&str] = &[
 ];
 
 const PROJECT_EXCEPTIONS: &[Exception] = &[
-    ("migrate_pages03", NO_MERGED_PAGES),
     ("move_pages12", NO_HUGE_PAGES),
     ("cpuset02", NO_HUGE_PAGES),
     ("set_mempolicy05", "it is for programs of 32 bits"),
