@@ -343,7 +343,8 @@ impl Pager {
 
     fn lead(&mut self, led: bool) {
         LED.store(led, Relaxed);
-        if !led {
+        // Without a message that he would have woken for, the alarm is set already.
+        if !led && self.watch.leader_ns < u64::MAX {
             self.wait_for_next(None, false);
         }
         self.watch.socket(&self.net);
