@@ -174,7 +174,11 @@ fn main() {
                 say(&replies, FromGuest::Stats(Box::new(stats)));
             }
             ToGuest::Profile(what) => say(&replies, FromGuest::Faults(faults(node, what))),
-            ToGuest::Link { .. } => say(&replies, FromGuest::LinkSet),
+            ToGuest::Links(links) => {
+                for _ in links {
+                    say(&replies, FromGuest::LinkSet);
+                }
+            }
             ToGuest::Terminate => exit(0),
             other => panic!("{other:?}"),
         }

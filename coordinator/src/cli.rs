@@ -117,9 +117,9 @@ pub(crate) enum Command {
     },
     /// Show what a guest's links cost, or change it
     #[command(
-        after_help = "Without options, shows the links; with a pair only its own. What is changed holds at once, for \
-                      what is sent from then on. A link that is cut carries nothing; unless it is healed within 1.5 s, \
-                      its nodes lose each other, and the guest ends."
+        after_help = "Without options, shows the links; with a pair only its own, with --uplink those that share it. \
+                      What is changed holds at once, for what is sent from then on. A link that is cut carries nothing; \
+                      unless it is healed within 1.5 s, its nodes lose each other, and the guest ends."
     )]
     Link(LinkOptions),
     /// Check, show and draw files that describe machines and clusters, and measure the links of a guest
@@ -144,6 +144,9 @@ pub(crate) struct LinkOptions {
     /// Guest, which may be left out when exactly one runs, and the link as two of its nodes, A-B
     #[arg(value_name = "NAME|A-B")]
     pub(crate) words: Vec<String>,
+    /// All links that share this uplink of the guest's topology
+    #[arg(long, value_name = "UPLINK")]
+    pub(crate) uplink: Option<String>,
     /// Time that each message takes longer, up to 1s
     #[arg(long, value_name = "TIME")]
     pub(crate) latency: Option<String>,
@@ -162,7 +165,7 @@ pub(crate) struct LinkOptions {
     /// Let everything through again
     #[arg(long, conflicts_with = "cut")]
     pub(crate) heal: bool,
-    /// Change only the direction from A to B
+    /// Change only the direction from A to B; of an uplink, from the first of `between` to the second
     #[arg(long)]
     pub(crate) one_way: bool,
     /// Print one JSON object

@@ -15,8 +15,8 @@ use crate::console::Console;
 use crate::failure::Failure;
 use crate::guest::{Event, Profiled, Subject};
 use crate::lines::{Hub, LineStatus};
-use crate::links::Change;
 use crate::links::show::All;
+use crate::links::{Change, Ways};
 use crate::rundir::CONTROL_SOCKET;
 use crate::session::{Session, Sessions};
 use crate::status::Status;
@@ -67,11 +67,10 @@ pub(crate) enum Ask {
     /// [`Ask::Enough`] and gets the rest, or the guest ends; last comes [`Answer::Done`].
     Profile,
     Enough,
-    /// Answered with [`Answer::Links`] for each node, then [`Answer::Done`].
+    /// Answered with [`Answer::Uplinks`], [`Answer::Links`] for each node, then [`Answer::Done`].
     Links,
     Link {
-        from: u16,
-        to: u16,
+        ways: Ways,
         one_way: bool,
         change: Change,
     },
@@ -92,6 +91,8 @@ enum Answer {
         node: u16,
         faults: Faults,
     },
+    /// Their names.
+    Uplinks(Vec<String>),
     Links {
         name: String,
         stats: Vec<LinkStats>,
@@ -112,8 +113,7 @@ pub(crate) enum Request {
     Profiling(Profiling),
     Links(oneshot::Sender<All>),
     Link {
-        from: usize,
-        to: usize,
+        ways: Ways,
         one_way: bool,
         change: Change,
         reply: oneshot::Sender<Result<(), String>>,
@@ -376,18 +376,15 @@ impl Client {
         links::told(self).await
     }
 
-    /// Changes a link; returns when it is so.
-    pub(crate) async fn change_link(
+    /// Changes links; returns when it is so.
+    pub(crate) async fn change_links(
         mut self,
-        from: usize,
-        to: usize,
+        ways: Ways,
         one_way: bool,
         change: Change,
     ) -> Result<(), Failure> {
-        let (from, to) = (from as u16, to as u16);
         let ask = Ask::Link {
-            from,
-            to,
+            ways,
             one_way,
             change,
         };

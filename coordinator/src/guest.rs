@@ -20,6 +20,7 @@ use crate::control::Request;
 use crate::failure::{Failure, one_line};
 use crate::lines::Hub;
 use crate::link::{self, Connected, Link, Lost, Target};
+use crate::local;
 use crate::output::{Log, Progress};
 use crate::plan::Plan;
 use crate::remote::Remote;
@@ -325,12 +326,11 @@ impl Guest {
             Event::Request(Request::Status(reply)) => self.request_status(Wanted::Status(reply)),
             Event::Request(Request::Links(reply)) => self.request_status(Wanted::Links(reply)),
             Event::Request(Request::Link {
-                from,
-                to,
+                ways,
                 one_way,
                 change,
                 reply,
-            }) => self.change_link((from, to), one_way, change, reply),
+            }) => self.change_links(ways, one_way, change, reply),
             Event::Request(Request::Probe {
                 from,
                 to,
@@ -433,12 +433,16 @@ impl Guest {
             ),
             _ => (None, None),
         };
+        let uplinks = local::uplinks(self.plan.links.uplinks.len())
+            .map_err(|error| Failure::cannot("the memory of uplinks", error))?
+            .map(Arc::new);
         for (node, place) in self.plan.places.iter().enumerate() {
             let target = Target {
                 node,
                 place: place.clone(),
                 files: files.clone(),
                 log: log.clone(),
+                uplinks: uplinks.clone(),
                 contents: contents.clone(),
                 remote: remote.clone(),
             };

@@ -14,6 +14,7 @@ use span_api::link::{
 };
 use std::fs::File;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,6 +100,8 @@ pub(crate) struct Target {
     pub(crate) files: Arc<Files>,
     /// Where a local agent's complaints go.
     pub(crate) log: Arc<File>,
+    /// Memory with the queues of uplinks, for local nodes.
+    pub(crate) uplinks: Option<Arc<OwnedFd>>,
     /// For nodes elsewhere.
     pub(crate) contents: Option<Arc<Contents>>,
     pub(crate) remote: Option<Arc<Remote>>,
@@ -136,7 +139,8 @@ pub(crate) async fn connect(
 ) -> Result<(Link, Option<SessionStream>), String> {
     let (mut reader, mut writer, session, agent, reached): Parts = match &target.place {
         Place::Local => {
-            let local = local::start(&target.files.node, &target.log, target.first())?;
+            let uplinks = target.uplinks.as_deref();
+            let local = local::start(&target.files.node, &target.log, target.first(), uplinks)?;
             let session = local.session.map(|stream| {
                 let (reader, writer) = stream.into_split();
                 SessionStream {

@@ -7,6 +7,7 @@ pub(crate) mod values;
 use crate::failure::Failure;
 use serde::{Deserialize, Serialize};
 use span_api::guest::Link;
+use std::collections::BTreeSet;
 
 /// Each pair of nodes, in each direction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,39 @@ pub(crate) struct Links {
     all: Vec<Link>,
     /// What chance decides follows from it.
     pub(crate) seed: u64,
+    /// The names of uplinks. Each is two queues: [`Uplink::queue`].
+    pub(crate) uplinks: Vec<String>,
+}
+
+/// One direction of an uplink, by its number among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Uplink {
+    pub(crate) number: usize,
+    pub(crate) back: bool,
+}
+
+impl Uplink {
+    /// Both directions of each.
+    pub(crate) fn all(uplinks: usize) -> impl Iterator<Item = Self> {
+        (0..uplinks).flat_map(|number| [false, true].map(|back| Self { number, back }))
+    }
+
+    /// The one whose queue a link stands in.
+    pub(crate) fn of(link: Link) -> Option<Self> {
+        link.queue.map(|queue| Self {
+            number: usize::from(queue / 2),
+            back: queue % 2 == 1,
+        })
+    }
+
+    pub(crate) fn queue(self) -> u16 {
+        2 * self.number as u16 + u16::from(self.back)
+    }
+
+    /// The name of the one that a link goes through.
+    pub(crate) fn name(uplinks: &[String], link: Link) -> Option<&String> {
+        uplinks.get(Self::of(link)?.number)
+    }
 }
 
 impl Links {
@@ -25,6 +59,7 @@ impl Links {
             nodes,
             all: vec![Link::default(); nodes * nodes],
             seed: 0,
+            uplinks: Vec::new(),
         }
     }
 
@@ -76,6 +111,27 @@ impl Links {
         self.all[from * self.nodes + to]
     }
 
+    /// Links that go through an uplink, one way or both: from which node to which.
+    pub(crate) fn through(
+        &self,
+        number: usize,
+        both: bool,
+    ) -> impl Iterator<Item = (usize, usize)> {
+        let ways = (0..self.nodes * self.nodes).map(|at| (at / self.nodes, at % self.nodes));
+        ways.filter(move |(from, to)| {
+            let uplink = Uplink::of(self.get(*from, *to));
+            uplink.is_some_and(|uplink| uplink.number == number && (both || !uplink.back))
+        })
+    }
+
+    /// Which nodes send through a direction of an uplink, and to which.
+    pub(crate) fn ends(&self, uplink: Uplink) -> (BTreeSet<usize>, BTreeSet<usize>) {
+        let through = self.through(uplink.number, true);
+        through
+            .filter(|(from, to)| Uplink::of(self.get(*from, *to)) == Some(uplink))
+            .unzip()
+    }
+
     /// From a node to each.
     pub(crate) fn of_node(&self, node: usize) -> Vec<Link> {
         self.all[node * self.nodes..][..self.nodes].to_vec()
@@ -92,7 +148,25 @@ pub(crate) struct Change {
     pub(crate) cut: Option<bool>,
 }
 
+/// Which links a change is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Ways {
+    Pair(u16, u16),
+    /// All that go through an uplink.
+    Uplink(u16),
+}
+
 impl Change {
+    /// Of one pair of nodes: as [`Self::apply`], but its bandwidth is not its own if it goes through an uplink.
+    pub(crate) fn apply_to_pair(self, link: Link, uplinks: &[String]) -> Result<Link, String> {
+        match Uplink::name(uplinks, link) {
+            Some(name) if self.bandwidth_bps.is_some() => Err(format!(
+                "all that goes through the uplink {name} shares its bandwidth: change it with --uplink {name}"
+            )),
+            _ => self.apply(link),
+        }
+    }
+
     /// The link as it is then, or why it cannot be so.
     pub(crate) fn apply(self, link: Link) -> Result<Link, String> {
         let link = Link {
@@ -101,6 +175,7 @@ impl Change {
             bandwidth_bps: self.bandwidth_bps.unwrap_or(link.bandwidth_bps),
             loss_ppm: self.loss_ppm.unwrap_or(link.loss_ppm),
             cut: self.cut.unwrap_or(link.cut),
+            queue: link.queue,
         };
         if link.jitter_ns > link.latency_ns {
             return Err(format!(
@@ -209,6 +284,7 @@ mod tests {
             bandwidth_bps: 7,
             loss_ppm: 3,
             cut: true,
+            queue: Some(1),
         };
         let change = Change {
             cut: Some(false),
@@ -226,5 +302,57 @@ mod tests {
             ..Change::default()
         };
         assert!(change.apply(link).is_err_and(|why| why.contains("jitter")));
+    }
+
+    #[test]
+    fn what_is_shared_is_not_changed_for_one() {
+        let uplinks = ["x", "racks"].map(String::from);
+        let link = Link {
+            queue: Some(
+                Uplink {
+                    number: 1,
+                    back: true,
+                }
+                .queue(),
+            ),
+            bandwidth_bps: 7,
+            ..Link::default()
+        };
+        let wider = Change {
+            bandwidth_bps: Some(8),
+            ..Change::default()
+        };
+        let why = wider.apply_to_pair(link, &uplinks).unwrap_err();
+        assert!(why.contains("--uplink racks"), "{why}");
+        assert_eq!(wider.apply(link).map(|link| link.bandwidth_bps), Ok(8));
+        let alone = Link {
+            queue: None,
+            ..link
+        };
+        assert!(wider.apply_to_pair(alone, &uplinks).is_ok());
+        let cut = Change {
+            cut: Some(true),
+            ..Change::default()
+        };
+        assert!(cut.apply_to_pair(link, &uplinks).is_ok_and(|link| link.cut));
+    }
+
+    #[test]
+    fn what_goes_through_an_uplink_is_found() {
+        let mut links = Links::free(3);
+        links.uplinks = vec!["one".into(), "two".into()];
+        for uplink in Uplink::all(2) {
+            let Uplink { number, back } = uplink;
+            let link = Link {
+                queue: Some(uplink.queue()),
+                ..Link::default()
+            };
+            assert_eq!(Uplink::of(link), Some(uplink));
+            let (from, to) = if back { (2, number) } else { (number, 2) };
+            links.set(from, to, link);
+        }
+        let through = |number, both| links.through(number, both).collect::<Vec<_>>();
+        assert_eq!(through(0, true), [(0, 2), (2, 0)]);
+        assert_eq!(through(1, false), [(1, 2)]);
     }
 }

@@ -1,9 +1,13 @@
 //! Agents of nodes on this machine: child processes at the other end of a socket.
 #![allow(unsafe_code)]
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::ftruncate;
+use span_api::guest::UPLINK_QUEUE_BYTES;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::process::Stdio;
@@ -30,8 +34,29 @@ pub(crate) struct Local {
     pub(crate) session: Option<UnixStream>,
 }
 
+/// Memory that local nodes share, with two queues for each of so many uplinks, if there are any.
+pub(crate) fn uplinks(uplinks: usize) -> io::Result<Option<OwnedFd>> {
+    if uplinks == 0 {
+        return Ok(None);
+    }
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let memory = memfd_create(c"span-uplinks", flags)?;
+    ftruncate(&memory, (2 * uplinks * UPLINK_QUEUE_BYTES) as libc::off_t)?;
+    // Whoever has it mapped relies on its being there.
+    fcntl(
+        &memory,
+        FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL),
+    )?;
+    Ok(Some(memory))
+}
+
 /// Starts an agent, which complains to `log`; an error is one line.
-pub(crate) fn start(program: &Path, log: &File, first: bool) -> Result<Local, String> {
+pub(crate) fn start(
+    program: &Path,
+    log: &File,
+    first: bool,
+    uplinks: Option<&OwnedFd>,
+) -> Result<Local, String> {
     let failed = |error: io::Error| format!("{} cannot be started: {error}", program.display());
     let (link, agent_link) = pair().map_err(failed)?;
     let (session, agent_session) = match first.then(pair).transpose().map_err(failed)? {
@@ -45,10 +70,14 @@ pub(crate) fn start(program: &Path, log: &File, first: bool) -> Result<Local, St
     if let Some(session) = &agent_session {
         arguments.push(format!("--session-fd={}", session.as_raw_fd()));
     }
-    let inherited = (
-        agent_link.as_raw_fd(),
+    if let Some(uplinks) = uplinks {
+        arguments.push(format!("--uplinks-fd={}", uplinks.as_raw_fd()));
+    }
+    let inherited = [
+        Some(agent_link.as_raw_fd()),
         agent_session.as_ref().map(AsRawFd::as_raw_fd),
-    );
+        uplinks.map(AsRawFd::as_raw_fd),
+    ];
     let agent = Agent::start(program, &arguments, log, inherited).map_err(failed)?;
     Ok(Local {
         agent,
@@ -72,7 +101,8 @@ pub(crate) fn start_janitor(
         format!("--link-fd={}", agent_link.as_raw_fd()).into(),
         directory,
     ];
-    let agent = Agent::start(program, &arguments, log, (agent_link.as_raw_fd(), None))?;
+    let inherited = [Some(agent_link.as_raw_fd()), None, None];
+    let agent = Agent::start(program, &arguments, log, inherited)?;
     Ok((agent, link))
 }
 
@@ -81,7 +111,7 @@ impl Agent {
         program: &Path,
         arguments: &[impl AsRef<std::ffi::OsStr>],
         log: &File,
-        (link, session): (RawFd, Option<RawFd>),
+        inherited: [Option<RawFd>; 3],
     ) -> io::Result<Self> {
         let mut command = Command::new(program);
         // Nothing of ours: whoever waits for the end of our output must not wait for its end.
@@ -98,8 +128,7 @@ impl Agent {
             command.pre_exec(move || {
                 // Signals of the terminal are for the coordinator, which ends its guest in order.
                 nix::unistd::setsid()?;
-                inherit(link)?;
-                session.map_or(Ok(()), inherit)
+                inherited.iter().flatten().try_for_each(|fd| inherit(*fd))
             });
         }
         Ok(Self {

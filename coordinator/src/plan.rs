@@ -239,6 +239,17 @@ impl Machines {
                 }
             }
         }
+        for (node, place) in places.iter().enumerate() {
+            if *place != Place::Local
+                && let Some(uplink) = topology.uplink_of(node)
+            {
+                let why = topology::uplinks::elsewhere(uplink, &names[node], place);
+                return Err(Failure::usage(format!(
+                    "--nodes {}={place}: in the topology {}, {why}",
+                    names[node], topology.name
+                )));
+            }
+        }
         let limits = match up.mem_limit.as_deref() {
             Some(value) => options::mem_limit(Some(value), &names)?,
             None => topology.nodes.iter().map(|node| node.limit_bytes).collect(),

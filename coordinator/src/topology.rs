@@ -12,6 +12,7 @@ mod parse;
 mod ready;
 mod shapes;
 pub(crate) mod show;
+pub(crate) mod uplinks;
 
 pub(crate) use parse::parse;
 pub(crate) use ready::find;

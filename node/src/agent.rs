@@ -22,9 +22,14 @@ use tokio::time::{Instant, sleep};
 const ABANDONED_MS_MAX: u64 = 500;
 
 /// Serves the coordinator at the other end of `link_fd` until it ends the conversation or dies.
-pub(crate) async fn run(link_fd: RawFd, session_fd: Option<RawFd>) -> Result<(), Failure> {
+pub(crate) async fn run(
+    link_fd: RawFd,
+    session_fd: Option<RawFd>,
+    uplinks_fd: Option<RawFd>,
+) -> Result<(), Failure> {
     let stream = stream(link_fd)?;
     let session = session_fd.map(inherited).transpose()?;
+    let uplinks = uplinks_fd.map(inherited).transpose()?;
     adopt_orphans()
         .map_err(|error| Failure::failed(format!("orphans cannot be adopted: {error}")))?;
 
@@ -41,6 +46,7 @@ pub(crate) async fn run(link_fd: RawFd, session_fd: Option<RawFd>) -> Result<(),
         work: None,
         exports: None,
         switches: None,
+        uplinks,
         stopping,
     };
     let outcome = supervise::run(link, host).await;

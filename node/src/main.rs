@@ -46,6 +46,9 @@ enum Command {
         /// Inherited socket that becomes the guest's session channel
         #[arg(long)]
         session_fd: Option<i32>,
+        /// Inherited memory with the queues of uplinks
+        #[arg(long)]
+        uplinks_fd: Option<i32>,
     },
     /// Remove the run directory of a guest whose coordinator died
     #[command(hide = true)]
@@ -105,7 +108,8 @@ fn main() -> ExitCode {
             Command::Agent {
                 link_fd,
                 session_fd,
-            } => agent::run(link_fd, session_fd).await,
+                uplinks_fd,
+            } => agent::run(link_fd, session_fd, uplinks_fd).await,
             Command::Janitor {
                 link_fd,
                 run_directory,

@@ -14,7 +14,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
-use span_api::guest::{GUEST_FD_ENV, LINE_FDS_ENV, NET_FDS_ENV};
+use span_api::guest::{GUEST_FD_ENV, LINE_FDS_ENV, NET_FDS_ENV, UPLINKS_FD_ENV};
 use span_api::link::ProcessEnd;
 use std::ffi::OsStr;
 use std::io;
@@ -87,6 +87,8 @@ pub(crate) struct Start<'a> {
     pub(crate) networks: &'a Networks,
     /// Of its lines, on the first node.
     pub(crate) lines: &'a Lines,
+    /// Memory with the queues of uplinks.
+    pub(crate) uplinks: Option<OwnedFd>,
     /// Where its stdout and stderr go.
     pub(crate) output: OwnedFd,
 }
@@ -99,6 +101,8 @@ impl Process {
         let session_fd = start.session.as_ref().map(AsRawFd::as_raw_fd);
         let mut device_fds = start.networks.descriptors();
         device_fds.extend(start.lines.descriptors());
+        let uplinks_fd = start.uplinks.as_ref().map(AsRawFd::as_raw_fd);
+        device_fds.extend(uplinks_fd);
         let cpus = start.cpus;
         let parent = nix::unistd::getpid();
         // From before there is a child whose changes could be missed.
@@ -127,6 +131,10 @@ impl Process {
             .env(GUEST_FD_ENV, guest_fd.to_string())
             .env(NET_FDS_ENV, start.networks.variable())
             .env(LINE_FDS_ENV, start.lines.variable())
+            .env(
+                UPLINKS_FD_ENV,
+                uplinks_fd.map_or_else(String::new, |fd| fd.to_string()),
+            )
             .stdin(Stdio::null())
             .stdout(start.output.try_clone()?)
             .stderr(start.output);
@@ -142,7 +150,7 @@ impl Process {
             });
         }
         let child = command.spawn()?;
-        drop((start.guest, start.session));
+        drop((start.guest, start.session, start.uplinks));
 
         let pid = Pid::from_raw(child.id() as i32);
         match pidfd_open(pid).and_then(watch) {

@@ -378,6 +378,7 @@ async fn converse(connection: &Connection, link: Link, daemon: &Daemon) -> Outco
         work: Some(work.path().to_path_buf()),
         exports: Some(daemon.exports.clone()),
         switches: Some(daemon.switches.clone()),
+        uplinks: None,
         stopping: daemon.stopping.clone(),
     };
     let outcome = supervise::run(link, host).await;

@@ -66,6 +66,8 @@ pub(crate) struct Host {
     pub(crate) exports: Option<Vec<Export>>,
     /// The switches of a daemon; those of local agents are processes.
     pub(crate) switches: Option<Switches>,
+    /// Memory with the queues of uplinks, which only nodes of the coordinator's own host share.
+    pub(crate) uplinks: Option<OwnedFd>,
     /// Becomes true when this process was asked to stop.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -289,6 +291,7 @@ impl Guest {
             session,
             networks: &networks,
             lines: &lines,
+            uplinks: host.uplinks.take(),
             output: log_writer.into(),
         })
         .map_err(|error| format!("{} cannot be started: {error}", files.linux.display()))?;

@@ -47,6 +47,13 @@ pub const LINE_FDS_ENV: &str = "SPAN_LINE_FDS";
 /// The descriptor of the first line there; that with index 1 has the next, and so on.
 pub const LINE_FD_FIRST: i32 = 544;
 
+/// Names the descriptor of the memory in which nodes on one host have the queues of uplinks, in the environment of their
+/// guest processes. There are [`UPLINK_QUEUE_BYTES`] for each queue.
+pub const UPLINKS_FD_ENV: &str = "SPAN_UPLINKS_FD";
+
+/// So that nodes which use different queues have no cache line in common.
+pub const UPLINK_QUEUE_BYTES: usize = 64;
+
 /// What the kernel calls a descriptor of a node.
 pub fn descriptor_handle(node: u16, fd: i32) -> i32 {
     i32::from(node) << 20 | fd
@@ -91,6 +98,9 @@ pub struct Link {
     pub loss_ppm: u32,
     /// Nothing arrives.
     pub cut: bool,
+    /// The queue that it stands in with other links, whose messages and its own leave one after the other: one direction of
+    /// an uplink. All links of a queue have one bandwidth. `None`: a queue of its own.
+    pub queue: Option<u16>,
 }
 
 impl Link {
@@ -298,11 +308,8 @@ pub enum ToGuest {
     Stats,
     /// Answered by [`FromGuest::Faults`].
     Profile(Profiling),
-    /// What the link to a node costs from now on; answered by [`FromGuest::LinkSet`].
-    Link {
-        node: u16,
-        link: Link,
-    },
+    /// What the links to nodes cost from now on; answered by a [`FromGuest::LinkSet`] for each.
+    Links(Vec<(u16, Link)>),
     /// Send that many bytes to a node, without any a mere question; answered by [`FromGuest::Probed`].
     Probe {
         node: u16,

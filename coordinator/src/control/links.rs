@@ -26,11 +26,13 @@ pub(super) async fn tell(
     let Ok(All {
         guest: _,
         names,
+        uplinks,
         stats,
     }) = links.await
     else {
         return codec::write_async(&mut writer, &Answer::Refused(ENDING.into())).await;
     };
+    codec::write_async(&mut writer, &Answer::Uplinks(uplinks)).await?;
     for (name, stats) in names.into_iter().zip(stats) {
         codec::write_async(&mut writer, &Answer::Links { name, stats }).await?;
     }
@@ -48,15 +50,13 @@ pub(super) async fn serve(
     while let Some(ask) = next {
         let answer = match ask {
             Ask::Link {
-                from,
-                to,
+                ways,
                 one_way,
                 change,
             } => {
                 let (reply, done) = oneshot::channel();
                 let request = Request::Link {
-                    from: from.into(),
-                    to: to.into(),
+                    ways,
                     one_way,
                     change,
                     reply,
@@ -98,11 +98,13 @@ pub(super) async fn told(mut client: Client) -> Result<All, Failure> {
     let mut all = All {
         guest: client.name.clone(),
         names: Vec::new(),
+        uplinks: Vec::new(),
         stats: Vec::new(),
     };
     let mut answer = client.ask(Ask::Links).await?;
     loop {
         match answer {
+            Answer::Uplinks(uplinks) => all.uplinks = uplinks,
             Answer::Links { name, stats } => {
                 all.names.push(name);
                 all.stats.push(stats);

@@ -83,6 +83,7 @@ impl Guest {
                 .iter()
                 .map(|node| node.name.clone())
                 .collect(),
+            uplinks: self.plan.links.uplinks.clone(),
             stats: self
                 .nodes
                 .iter()

@@ -2,8 +2,8 @@
 
 use super::ending::Cause;
 use super::{Guest, Phase};
-use crate::links::Change;
-use span_api::guest::{PROBE_BYTES_MAX, Probed, ToGuest};
+use crate::links::{Change, Ways};
+use span_api::guest::{Link, PROBE_BYTES_MAX, Probed, ToGuest};
 use span_api::link::ToAgent;
 use std::collections::{BTreeMap, VecDeque};
 use tokio::sync::oneshot;
@@ -31,27 +31,16 @@ impl Guest {
     }
 
     /// In both directions, unless it is to be one way.
-    pub(super) fn change_link(
+    pub(super) fn change_links(
         &mut self,
-        (from, to): (usize, usize),
+        ways: Ways,
         one_way: bool,
         change: Change,
         reply: Waiting,
     ) -> Result<(), Cause> {
-        let nodes = self.nodes.len();
-        let possible = match from < nodes && to < nodes && from != to {
-            true => self.may_change_links(),
-            false => Err("the guest has no such link".into()),
-        };
-        let directions = [(from, to), (to, from)];
-        let directions = &directions[..2 - usize::from(one_way)];
-        let changed = possible.and_then(|()| {
-            let changed = directions.iter().map(|(from, to)| {
-                let link = change.apply(self.plan.links.get(*from, *to))?;
-                Ok((*from, *to, link))
-            });
-            changed.collect::<Result<Vec<_>, String>>()
-        });
+        let changed = self
+            .may_change_links()
+            .and_then(|()| self.changed(ways, one_way, change));
         let changed = match changed {
             Ok(changed) => changed,
             Err(line) => {
@@ -59,14 +48,53 @@ impl Guest {
                 return Ok(());
             }
         };
+        // A message for each node: of an uplink there are more links than messages may wait.
+        let mut messages: BTreeMap<usize, Vec<(u16, Link)>> = BTreeMap::new();
         for (from, to, link) in changed {
             self.plan.links.set(from, to, link);
-            let node = to as u16;
-            self.send(from, ToAgent::Guest(ToGuest::Link { node, link }))?;
+            messages.entry(from).or_default().push((to as u16, link));
             self.link_changes.due += 1;
+        }
+        for (from, links) in messages {
+            self.send(from, ToAgent::Guest(ToGuest::Links(links)))?;
         }
         self.link_changes.waiting.push(reply);
         Ok(())
+    }
+
+    /// Links as they are to be: from which node, to which.
+    fn changed(
+        &self,
+        ways: Ways,
+        one_way: bool,
+        change: Change,
+    ) -> Result<Vec<(usize, usize, Link)>, String> {
+        let links = &self.plan.links;
+        let (nodes, uplinks) = (self.nodes.len(), &links.uplinks);
+        let changed = |(from, to): (usize, usize)| {
+            let link = links.get(from, to);
+            let link = match ways {
+                Ways::Pair(..) => change.apply_to_pair(link, uplinks),
+                Ways::Uplink(_) => change.apply(link),
+            };
+            link.map(|link| (from, to, link))
+        };
+        match ways {
+            Ways::Pair(from, to) => {
+                let (from, to) = (usize::from(from), usize::from(to));
+                if from >= nodes || to >= nodes || from == to {
+                    return Err("the guest has no such link".into());
+                }
+                let directions = [(from, to), (to, from)];
+                let directions = directions.iter().take(2 - usize::from(one_way));
+                directions.copied().map(changed).collect()
+            }
+            Ways::Uplink(number) if usize::from(number) < uplinks.len() => links
+                .through(number.into(), !one_way)
+                .map(changed)
+                .collect(),
+            Ways::Uplink(_) => Err("the guest has no such uplink".into()),
+        }
     }
 
     /// A node has changed a link.

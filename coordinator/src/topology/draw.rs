@@ -5,6 +5,7 @@ mod svg;
 
 use super::show::size;
 use super::{Named, Node, Numa, Others, Topology};
+use crate::links::Uplink;
 use crate::links::values::{bandwidth_text, loss_text, time_text};
 use place::{BOX_HEIGHT, BOX_WIDTH, Picture, Placed, Point};
 use span_api::guest::Link;
@@ -222,9 +223,23 @@ fn words(link: Link) -> Vec<String> {
     first
 }
 
-/// The same of both, which may differ.
-fn both(there: Link, back: Link) -> Vec<String> {
-    if there == back {
+/// The same of both, which may differ, and what they go through.
+fn both(topology: &Topology, there: Link, back: Link) -> Vec<String> {
+    let uplink = Uplink::name(&topology.links.uplinks, there);
+    let mut words = both_ways(there, back);
+    if let Some(name) = uplink {
+        words.insert(0, format!("uplink {name}, shared"));
+    }
+    words
+}
+
+fn both_ways(there: Link, back: Link) -> Vec<String> {
+    // Each way has its own queue.
+    let cost = |link| Link {
+        queue: None,
+        ..link
+    };
+    if cost(there) == cost(back) {
         return words(there);
     }
     let line = |arrow: &str, link| format!("{arrow} {}", words(link).join(", "));
@@ -280,7 +295,11 @@ fn ends(picture: &Picture, ends: &Ends, origin: Point) -> Option<(Point, Point)>
 fn draw_links(svg: &mut Svg, topology: &Topology, picture: &Picture, origin: Point) {
     for (which, there, back) in lines(topology) {
         if let Some((from, to)) = ends(picture, &which, origin) {
-            svg.line(from, to, stroke(there).min(stroke(back)));
+            let class = match there.queue {
+                Some(_) => "uplink",
+                None => "link",
+            };
+            svg.line(from, to, stroke(there).min(stroke(back)), class);
         }
     }
 }
@@ -298,7 +317,7 @@ fn draw_labels(svg: &mut Svg, topology: &Topology, picture: &Picture, origin: Po
         .filter_map(|(which, ..)| ends(picture, which, origin));
     let drawn: Vec<(Point, Point)> = drawn.collect();
     for (which, there, back) in lines {
-        let words = both(there, back);
+        let words = both(topology, there, back);
         if let Ends::Groups(one, other) = &which
             && one == other
             && let Some(group) = picture.groups.iter().find(|group| group.name == *one)

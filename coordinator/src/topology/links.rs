@@ -2,6 +2,7 @@
 
 use super::parse::{Wrong, wrong};
 use super::shapes::{self, Cost, File};
+use super::uplinks::Uplinks;
 use super::{Named, Node, Others};
 use crate::links::{Links, values};
 use span_api::guest::{LINK_BANDWIDTH_BPS_MIN, LINK_LATENCY_NS_MAX, Link};
@@ -18,9 +19,9 @@ pub(super) struct Read {
 }
 
 /// A link that a file names.
-struct Rule<'f> {
+pub(super) struct Rule<'f> {
     named: Named,
-    raw: &'f Spanned<shapes::Link>,
+    pub(super) raw: &'f Spanned<shapes::Link>,
     /// Where its ends are named.
     span: Range<usize>,
 }
@@ -29,6 +30,8 @@ pub(super) fn read(file: &File, nodes: &[Node]) -> Result<Read, Wrong> {
     let mut all = Links::free(nodes.len());
     all.seed = file.seed.unwrap_or(SEED_DEFAULT);
     let rules = rules(file, nodes)?;
+    let uplinks = Uplinks::read(file, &rules)?;
+    all.uplinks = uplinks.names();
     let routed = file
         .links
         .as_ref()
@@ -54,7 +57,11 @@ pub(super) fn read(file: &File, nodes: &[Node]) -> Result<Read, Wrong> {
             .filter(|(from, to)| from != to)
     };
     for (from, to) in pairs() {
-        let mut link = default;
+        let through = uplinks.through(&rules, nodes, from, to)?;
+        let mut link = match &through {
+            Some(through) => through.over(default)?,
+            None => default,
+        };
         for is_group in [true, false] {
             for rule in &rules {
                 let back = match rule.covers(nodes, from, to) {
@@ -62,8 +69,13 @@ pub(super) fn read(file: &File, nodes: &[Node]) -> Result<Read, Wrong> {
                     _ => continue,
                 };
                 let raw = rule.raw.get_ref();
+                let other = raw.back.as_ref().filter(|_| back);
+                if let Some(through) = &through {
+                    through.check(&raw.cost())?;
+                    other.map_or(Ok(()), |other| through.check(other.get_ref()))?;
+                }
                 link = over(link, &raw.cost(), rule.span.clone())?;
-                if let Some(other) = raw.back.as_ref().filter(|_| back) {
+                if let Some(other) = other {
                     link = over(link, other.get_ref(), other.span())?;
                 }
             }
@@ -76,6 +88,9 @@ pub(super) fn read(file: &File, nodes: &[Node]) -> Result<Read, Wrong> {
             .any(|rule| rule.covers(nodes, from, to).is_some())
     };
     if let Some(routed) = routed.filter(|_| is_routed) {
+        uplinks.refuse(
+            "what is routed goes over links that nobody else is on, and through no uplink",
+        )?;
         route(&mut all, nodes, linked, routed.span())?;
     }
     let others = match (is_routed, default == Link::default()) {
@@ -92,7 +107,7 @@ pub(super) fn read(file: &File, nodes: &[Node]) -> Result<Read, Wrong> {
 
 impl Rule<'_> {
     /// Whether it is about this direction, and whether that is the way back.
-    fn covers(&self, nodes: &[Node], from: usize, to: usize) -> Option<bool> {
+    pub(super) fn covers(&self, nodes: &[Node], from: usize, to: usize) -> Option<bool> {
         match &self.named {
             Named::Nodes(one, other) if (from, to) == (*one, *other) => Some(false),
             Named::Nodes(one, other) if (to, from) == (*one, *other) => Some(true),
@@ -127,6 +142,12 @@ fn rules<'f>(file: &'f File, nodes: &[Node]) -> Result<Vec<Rule<'f>>, Wrong> {
                 }
                 if let Some(back) = &link.back {
                     return wrong(back.span(), "within a group no way is the way back");
+                }
+                if let Some(uplink) = &link.uplink {
+                    return wrong(
+                        uplink.span(),
+                        "within a group there are no two ends of an uplink",
+                    );
                 }
                 (Named::Groups(group.clone(), group.clone()), within.span())
             }
@@ -187,16 +208,20 @@ fn ends(between: &Spanned<Vec<Spanned<String>>>, nodes: &[Node]) -> Result<Named
 }
 
 /// What is said of a link, over what it was before.
-fn over(link: Link, cost: &Cost, span: Range<usize>) -> Result<Link, Wrong> {
+pub(super) fn over(link: Link, cost: &Cost, span: Range<usize>) -> Result<Link, Wrong> {
     let link = Link {
         latency_ns: cost.latency.map_or(link.latency_ns, |time| time.0),
         jitter_ns: cost
             .jitter
             .as_ref()
             .map_or(link.jitter_ns, |time| time.get_ref().0),
-        bandwidth_bps: cost.bandwidth.map_or(link.bandwidth_bps, |bits| bits.0),
+        bandwidth_bps: cost
+            .bandwidth
+            .as_ref()
+            .map_or(link.bandwidth_bps, |bits| bits.get_ref().0),
         loss_ppm: cost.loss.map_or(link.loss_ppm, |loss| loss.0),
         cut: false,
+        queue: link.queue,
     };
     if link.jitter_ns > link.latency_ns {
         let span = cost.jitter.as_ref().map_or(span, Spanned::span);
@@ -221,7 +246,11 @@ fn slowed(link: Link, from: usize, to: usize, file: &File, nodes: &[Node]) -> Re
     let slower = Link {
         latency_ns: (link.latency_ns as f64 * factor).round() as u64,
         jitter_ns: (link.jitter_ns as f64 * factor).round() as u64,
-        bandwidth_bps: (link.bandwidth_bps as f64 / factor).round() as u64,
+        bandwidth_bps: match link.queue {
+            // An uplink is as fast for a slow node as for those that share it.
+            Some(_) => link.bandwidth_bps,
+            None => (link.bandwidth_bps as f64 / factor).round() as u64,
+        },
         ..link
     };
     let too_slow = slower.bandwidth_bps < LINK_BANDWIDTH_BPS_MIN && link.bandwidth_bps > 0;
@@ -306,5 +335,6 @@ fn joined(first: Link, second: Link) -> Link {
         bandwidth_bps: narrowest.unwrap_or(0),
         loss_ppm: (one + two - one * two / 1_000_000).min(most) as u32,
         cut: false,
+        queue: None,
     }
 }

@@ -1,8 +1,8 @@
 //! From the text of a file to a topology that is possible.
 
-use super::links;
 use super::shapes::{self, File};
 use super::{DISTANCE_MAX, DISTANCE_SELF, Node, NumaPart, Topology};
+use super::{links, uplinks};
 use crate::failure::{Failure, one_line};
 use crate::options;
 use span_api::link::HOST_CPU_MAX;
@@ -61,6 +61,7 @@ fn read(path: &str, text: &str) -> Result<Topology, Wrong> {
         others: links.others,
         nodes,
     };
+    uplinks::on_one_host(&file, &topology)?;
     let distances = match &file.distances {
         Some(rows) => Some(distances(rows, topology.numa().nodes.len())?),
         None => None,

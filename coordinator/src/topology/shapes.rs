@@ -20,6 +20,8 @@ pub(super) struct File {
     pub(super) links: Option<Spanned<Others>>,
     #[serde(rename = "link", default)]
     pub(super) named: Vec<Spanned<Link>>,
+    #[serde(rename = "uplink", default)]
+    pub(super) uplinks: Vec<Spanned<Uplink>>,
     pub(super) distances: Option<Spanned<Matrix>>,
 }
 
@@ -59,7 +61,7 @@ pub(super) struct Others {
     pub(super) routed: Option<Spanned<bool>>,
     latency: Option<Time>,
     jitter: Option<Spanned<Time>>,
-    bandwidth: Option<Bandwidth>,
+    bandwidth: Option<Spanned<Bandwidth>>,
     loss: Option<Loss>,
 }
 
@@ -68,9 +70,22 @@ pub(super) struct Others {
 pub(super) struct Link {
     pub(super) between: Option<Spanned<Vec<Spanned<String>>>>,
     pub(super) within: Option<Spanned<String>>,
+    pub(super) uplink: Option<Spanned<String>>,
     latency: Option<Time>,
     jitter: Option<Spanned<Time>>,
-    bandwidth: Option<Bandwidth>,
+    bandwidth: Option<Spanned<Bandwidth>>,
+    loss: Option<Loss>,
+    pub(super) back: Option<Spanned<Cost>>,
+}
+
+/// `[[uplink]]`: what links have in common, and cost where they do not say it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Uplink {
+    pub(super) name: Spanned<String>,
+    latency: Option<Time>,
+    jitter: Option<Spanned<Time>>,
+    bandwidth: Option<Spanned<Bandwidth>>,
     loss: Option<Loss>,
     pub(super) back: Option<Spanned<Cost>>,
 }
@@ -81,7 +96,7 @@ pub(super) struct Link {
 pub(super) struct Cost {
     pub(super) latency: Option<Time>,
     pub(super) jitter: Option<Spanned<Time>>,
-    pub(super) bandwidth: Option<Bandwidth>,
+    pub(super) bandwidth: Option<Spanned<Bandwidth>>,
     pub(super) loss: Option<Loss>,
 }
 
@@ -90,7 +105,7 @@ impl Others {
         Cost {
             latency: self.latency,
             jitter: self.jitter.clone(),
-            bandwidth: self.bandwidth,
+            bandwidth: self.bandwidth.clone(),
             loss: self.loss,
         }
     }
@@ -101,7 +116,18 @@ impl Link {
         Cost {
             latency: self.latency,
             jitter: self.jitter.clone(),
-            bandwidth: self.bandwidth,
+            bandwidth: self.bandwidth.clone(),
+            loss: self.loss,
+        }
+    }
+}
+
+impl Uplink {
+    pub(super) fn cost(&self) -> Cost {
+        Cost {
+            latency: self.latency,
+            jitter: self.jitter.clone(),
+            bandwidth: self.bandwidth.clone(),
             loss: self.loss,
         }
     }

@@ -1,6 +1,7 @@
 //! A topology as text, as JSON, and as a file.
 
 use super::{Node, Numa, Topology};
+use crate::links::Uplink;
 use crate::links::values::{bandwidth_text, loss_text, time_text};
 use crate::numa::cpu_list;
 use crate::status::aligned;
@@ -68,7 +69,27 @@ pub(super) fn text(topology: &Topology) -> String {
             ]);
             rows.push(row);
         }
+        if !topology.links.uplinks.is_empty() {
+            rows[0].push("UPLINK".into());
+            for (row, (.., link)) in rows[1..].iter_mut().zip(directions(topology)) {
+                let uplink = Uplink::name(&topology.links.uplinks, link);
+                row.push(uplink.map_or("-", String::as_str).to_string());
+            }
+        }
         text += &format!("\n{}", aligned(&rows, 2));
+    }
+    if !topology.links.uplinks.is_empty() {
+        let header = ["UPLINK", "FROM", "TO", "BANDWIDTH"];
+        let mut rows = vec![header.map(String::from).to_vec()];
+        rows.extend(shared(topology).iter().map(|shared| {
+            vec![
+                shared.name.clone(),
+                shared.from.join(","),
+                shared.to.join(","),
+                bandwidth_text(shared.bandwidth_bps),
+            ]
+        }));
+        text += &format!("\n{}", aligned(&rows, 3));
     }
     let Numa { nodes, distances } = topology.numa();
     let mut rows = vec![vec![
@@ -124,6 +145,33 @@ fn directions(topology: &Topology) -> impl Iterator<Item = (&Node, &Node, Link)>
     })
 }
 
+/// One direction of an uplink, and the nodes that it leads from and to.
+struct Shared<'a> {
+    name: &'a String,
+    from: Vec<&'a str>,
+    to: Vec<&'a str>,
+    bandwidth_bps: u64,
+}
+
+fn shared(topology: &Topology) -> Vec<Shared<'_>> {
+    let name = |node: usize| topology.nodes[node].name.as_str();
+    let links = &topology.links;
+    let direction = |uplink: Uplink| {
+        let (from, to) = links.ends(uplink);
+        let any = links.through(uplink.number, true);
+        let link = any
+            .map(|(from, to)| links.get(from, to))
+            .find(|link| Uplink::of(*link) == Some(uplink));
+        Shared {
+            name: &links.uplinks[uplink.number],
+            from: from.into_iter().map(name).collect(),
+            to: to.into_iter().map(name).collect(),
+            bandwidth_bps: link.unwrap_or_default().bandwidth_bps,
+        }
+    };
+    Uplink::all(links.uplinks.len()).map(direction).collect()
+}
+
 pub(super) fn json(topology: &Topology) -> Value {
     let node = |node: &Node| {
         let numa = node
@@ -141,6 +189,13 @@ pub(super) fn json(topology: &Topology) -> Value {
         json!({
             "from": from.name, "to": to.name, "latency_ns": link.latency_ns, "jitter_ns": link.jitter_ns,
             "bandwidth_bps": bandwidth_json(link.bandwidth_bps), "loss_ppm": link.loss_ppm,
+            "uplink": Uplink::name(&topology.links.uplinks, link),
+        })
+    };
+    let uplink = |shared: Shared<'_>| {
+        json!({
+            "name": shared.name, "from": shared.from, "to": shared.to,
+            "bandwidth_bps": bandwidth_json(shared.bandwidth_bps),
         })
     };
     let numa = topology.numa();
@@ -154,6 +209,7 @@ pub(super) fn json(topology: &Topology) -> Value {
         "seed": topology.links.seed,
         "nodes": topology.nodes.iter().map(node).collect::<Vec<_>>(),
         "links": directions(topology).map(link).collect::<Vec<_>>(),
+        "uplinks": shared(topology).into_iter().map(uplink).collect::<Vec<_>>(),
         "numa": numa_nodes.collect::<Vec<_>>(),
         "distances": numa.distances,
     })

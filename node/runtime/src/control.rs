@@ -4,6 +4,7 @@
 //! between (a panic of the guest's kernel, a lost peer, a failure here) is reported, and the process
 //! then stands still until it is ended: other nodes may still read from it.
 
+use crate::uplinks;
 use span_api::guest::{FromGuest, GUEST_FD_ENV, Link, PROBE_BYTES_MAX, Probed, Setup, ToGuest};
 use span_api::link::Hello;
 use span_api::profile::{Faults, Profiling};
@@ -108,13 +109,21 @@ fn check(setup: Setup) -> Setup {
     if !numbered || cpus.is_empty() || cpus.len() > span_api::CPUS_MAX {
         fail("the set-up does not number the CPUs from 0, node by node");
     }
-    if setup.links.len() != nodes || !setup.links.iter().all(Link::is_possible) {
+    if setup.links.len() != nodes || !setup.links.iter().all(is_possible) {
         fail("the set-up does not say what the links to the nodes cost");
     }
     if setup.nodes.iter().any(|node| node.memory_bytes % 4096 != 0) {
         fail("the set-up splits a page between nodes");
     }
     setup
+}
+
+/// Whether a link may be so, and the queue that it stands in is here.
+fn is_possible(link: &Link) -> bool {
+    link.is_possible()
+        && link
+            .queue
+            .is_none_or(|queue| uplinks::queue(queue).is_some())
 }
 
 pub(crate) fn receive_peers(nodes: usize) -> Vec<SocketAddr> {
@@ -146,8 +155,14 @@ pub(crate) fn serve(nodes: usize, ask: impl Fn(Question) + Send + 'static) {
             match receive() {
                 ToGuest::Stats => ask(Question::Stats),
                 ToGuest::Profile(what) => ask(Question::Profile(what)),
-                ToGuest::Link { node, link } if is_node(node) && link.is_possible() => {
-                    ask(Question::Link(node, link));
+                ToGuest::Links(links)
+                    if links
+                        .iter()
+                        .all(|(node, link)| is_node(*node) && is_possible(link)) =>
+                {
+                    for (node, link) in links {
+                        ask(Question::Link(node, link));
+                    }
                 }
                 ToGuest::Probe { node, bytes } if is_node(node) && bytes <= PROBE_BYTES_MAX => {
                     ask(Question::Probe(node, bytes));

@@ -36,6 +36,7 @@ mod spin;
 mod start;
 mod sticky;
 mod stub;
+mod uplinks;
 mod view;
 
 /// Starts a thread of the runtime. It blocks all signals: those are the kernel's.

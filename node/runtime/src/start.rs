@@ -3,7 +3,7 @@
 use crate::image::NodeImage;
 use crate::pager::{self, Meeting, Remote};
 use crate::view::View;
-use crate::{clock, control, host, hostcall, image, network, slots, sticky, stub};
+use crate::{clock, control, host, hostcall, image, network, slots, sticky, stub, uplinks};
 use span_api::guest::{FromGuest, Paging, Setup};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, Ordering::Relaxed};
 use std::sync::{Mutex, mpsc};
@@ -41,6 +41,9 @@ pub(crate) fn join() -> Option<Setup> {
         return None;
     }
     if let Err(line) = network::place() {
+        control::fail(&line);
+    }
+    if let Err(line) = uplinks::map() {
         control::fail(&line);
     }
     match host::describe() {

@@ -12,7 +12,7 @@ text{font-family:'DejaVu Sans',Verdana,Helvetica,sans-serif;fill:#1f2933;font-si
 .node{fill:#e3f0fb;stroke:#2b6cb0}.memory{fill:#e6f6ef;stroke:#2f855a}\
 .cpuonly{fill:#f3ebfc;stroke:#6b46c1}.slow{fill:#fdf0e1;stroke:#c05621}\
 .label{fill:#fff;stroke:#cbd2d9}.cpu{fill:#486581}.bar{fill:#7b8794}\
-.link{stroke:#829ab1;stroke-linecap:round}";
+.link{stroke:#829ab1;stroke-linecap:round}.uplink{stroke:#c05621;stroke-linecap:round}";
 
 #[derive(Debug)]
 pub(super) struct Svg(String);
@@ -58,10 +58,10 @@ impl Svg {
         );
     }
 
-    pub(super) fn line(&mut self, from: Point, to: Point, width: f64) {
+    pub(super) fn line(&mut self, from: Point, to: Point, width: f64, class: &str) {
         let _ = writeln!(
             self.0,
-            "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" class=\"link\" \
+            "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" class=\"{class}\" \
              stroke-width=\"{width:.1}\"/>",
             from.x, from.y, to.x, to.y
         );

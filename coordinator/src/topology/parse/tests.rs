@@ -39,7 +39,7 @@ fn the_documented_file_is_possible() {
     let example = lines.take_while(|line| line.is_empty() || line.starts_with("    "));
     let example: String = example.flat_map(|line| [line, "\n"]).collect();
     let topology = parse("example", &example).unwrap();
-    assert_eq!((topology.cpus(), topology.numa().nodes.len()), (5, 3));
+    assert_eq!((topology.cpus(), topology.numa().nodes.len()), (6, 4));
     let link = |from: usize, to: usize| {
         let link = topology.links.get(from, to);
         (link.latency_ns / 1000, link.bandwidth_bps, link.loss_ppm)
@@ -47,6 +47,133 @@ fn the_documented_file_is_possible() {
     // The slow node makes either way take twice as long.
     assert_eq!(link(0, 1), (400, 5_000_000_000, 1_000));
     assert_eq!(link(1, 0), (2_000, 5_000_000_000, 1_000));
+    // What is shared is as wide for it as for the other.
+    assert_eq!(link(0, 2), (1_000, 1_000_000_000, 2_000));
+    assert_eq!(link(1, 2), (500, 1_000_000_000, 2_000));
+    assert_eq!(link(2, 1), (500, 100_000_000, 2_000));
+}
+
+/// Two racks of two nodes, linked through what is said here.
+fn racks(rest: &str) -> String {
+    let node =
+        |name: &str, rack: &str| format!("[[node]]\nname = \"{name}\"\ngroup = \"{rack}\"\n");
+    let nodes = [("a", "left"), ("b", "left"), ("c", "right"), ("d", "right")];
+    let nodes: String = nodes.iter().map(|(name, rack)| node(name, rack)).collect();
+    format!("{nodes}{rest}\n")
+}
+
+#[test]
+fn links_between_racks_stand_in_one_queue_each_way() {
+    let text = racks(
+        r#"
+        [links]
+        latency = "10us"
+        bandwidth = "10G"
+        [[link]]
+        between = ["right", "left"]
+        uplink = "racks"
+        jitter = "1us"
+        [[link]]
+        between = ["b", "c"]
+        latency = "3ms"
+        [[uplink]]
+        name = "racks"
+        latency = "1ms"
+        bandwidth = "1G"
+        back = { bandwidth = "1M", loss = "1%" }
+    "#,
+    );
+    let topology = parse("x", &text).unwrap();
+    assert_eq!(topology.links.uplinks, ["racks"]);
+    let link = |from: usize, to: usize| {
+        let link = topology.links.get(from, to);
+        let us = [link.latency_ns, link.jitter_ns].map(|ns| ns / 1000);
+        let mbit = link.bandwidth_bps / 1_000_000;
+        (link.queue, us[0], us[1], mbit, link.loss_ppm)
+    };
+    for (from, to) in [(2, 0), (2, 1), (3, 0), (3, 1)] {
+        let latency_us = if (from, to) == (2, 1) { 3_000 } else { 1_000 };
+        assert_eq!(link(from, to), (Some(0), latency_us, 1, 1_000, 0));
+        assert_eq!(link(to, from), (Some(1), latency_us, 1, 1, 10_000));
+    }
+    assert_eq!(link(0, 1), (None, 10, 0, 10_000, 0));
+    assert_eq!(link(3, 2), (None, 10, 0, 10_000, 0));
+    assert_eq!(topology.uplink_of(0).map(String::as_str), Some("racks"));
+}
+
+#[test]
+fn uplinks_that_cannot_be_are_refused() {
+    let uplink = "[[uplink]]\nname = \"x\"\nbandwidth = \"1G\"\n";
+    let through = "[[link]]\nbetween = [\"left\", \"right\"]\nuplink = \"x\"\n";
+    for (rest, place, part) in [
+        (uplink.into(), "14:8", "no link goes through uplink x"),
+        (through.into(), "15:10", "no uplink \"x\""),
+        (format!("{uplink}{uplink}{through}"), "17:8", "twice"),
+        (
+            format!("{through}[[uplink]]\nname = \"x\"\n"),
+            "17:8",
+            "needs a bandwidth",
+        ),
+        (
+            format!("{through}[[uplink]]\nname = \"x\"\nbandwidth = \"none\"\n"),
+            "17:8",
+            "needs a bandwidth",
+        ),
+        (
+            format!("{through}[[uplink]]\nname = \"x\"\nbandwidth = \"0\"\n"),
+            "18:13",
+            "no bandwidth",
+        ),
+        (
+            format!("{uplink}back = {{ bandwidth = \"none\" }}\n{through}"),
+            "16:8",
+            "needs a bandwidth",
+        ),
+        (
+            format!("{uplink}jitter = \"1us\"\n{through}"),
+            "16:10",
+            "more than the latency",
+        ),
+        (format!("{uplink}speed = 1\n{through}"), "16:1", "speed"),
+        (
+            format!("{uplink}{through}bandwidth = \"2G\"\n"),
+            "19:13",
+            "shares its bandwidth",
+        ),
+        (
+            format!("{uplink}{through}[[link]]\nbetween = [\"a\", \"c\"]\nbandwidth = \"2G\"\n"),
+            "21:13",
+            "shares its bandwidth",
+        ),
+        (
+            format!("{uplink}{through}back = {{ bandwidth = \"2G\" }}\n"),
+            "19:22",
+            "shares its bandwidth",
+        ),
+        (
+            format!(
+                "{uplink}{}{through}[[link]]\nbetween = [\"d\", \"b\"]\nuplink = \"y\"\n",
+                uplink.replace("\"x\"", "\"y\"")
+            ),
+            "24:10",
+            "b and d are linked through uplink x already",
+        ),
+        (
+            format!("{uplink}[[link]]\nwithin = \"left\"\nuplink = \"x\"\n"),
+            "18:10",
+            "no two ends",
+        ),
+        (
+            format!("[links]\nrouted = true\n{uplink}{through}[[link]]\nwithin = \"left\"\n"),
+            "16:8",
+            "through no uplink",
+        ),
+    ] {
+        refused(&racks(rest.as_str()), place, part);
+    }
+    let elsewhere = racks(&format!("{uplink}{through}"));
+    let elsewhere = elsewhere.replace("\"d\"\n", "\"d\"\naddress = \"10.0.0.2:7000\"\n");
+    refused(&elsewhere, "12:11", "node d is linked through uplink x");
 }
 
 #[test]

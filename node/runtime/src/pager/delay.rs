@@ -2,7 +2,8 @@
 //!
 //! One direction of a link is a wire behind a queue. A message takes the wire as long as its bits do, behind those
 //! sent before it, then the latency, which jitter makes shorter or longer. Messages of one channel stay in order, as on
-//! any connection, so what chance delays delays what follows.
+//! any connection, so what chance delays delays what follows. The queue is the link's own, or that of an uplink, in which
+//! links of several nodes stand ([`crate::uplinks`]).
 //!
 //! A message leaves up to [`AHEAD_NS_MAX`] before its time and says by how much it is to be delayed: the rest it waits at
 //! the other end ([`super::arrival`]), which has to be awake by then.
@@ -12,6 +13,7 @@
 //! link. So a lost packet costs what it would on the link as it is meant to be: 9/8 of its round trip until it is
 //! missed (RFC 9002, `kTimeThreshold`), and that again, twice as long each time, if the next attempt is lost, too.
 
+use crate::uplinks::Queue;
 use span_api::guest::{Link, LinkStats};
 use std::collections::VecDeque;
 
@@ -38,8 +40,9 @@ pub(super) fn ahead_ns(planned_ns: u64, bytes: u64) -> u64 {
 #[derive(Debug)]
 pub(super) struct Wire<T, const N: usize> {
     chance: fastrand::Rng,
-    /// When the last message is on its way whole.
+    /// When the last message is on its way whole, and the same of all that stand in an uplink's queue.
     free_ns: u64,
+    shared: Option<&'static Queue>,
     /// When the last message of each channel is due.
     last_ns: [u64; N],
     queues: [VecDeque<Waiting<T>>; N],
@@ -66,15 +69,18 @@ impl<T, const N: usize> Wire<T, N> {
         Self {
             chance: fastrand::Rng::with_seed(seed),
             free_ns: 0,
+            shared: None,
             last_ns: [0; N],
             queues: std::array::from_fn(|_| VecDeque::new()),
             stats: LinkStats::default(),
         }
     }
 
-    /// What it costs from now on. Messages that were sent before keep the time at which they leave.
-    pub(super) fn set(&mut self, link: Link) {
+    /// What it costs from now on, and whose queue it stands in. Messages that were sent before keep the time at which they
+    /// leave.
+    pub(super) fn set(&mut self, link: Link, shared: Option<&'static Queue>) {
         self.stats.link = link;
+        self.shared = shared;
     }
 
     pub(super) fn link(&self) -> Link {
@@ -97,6 +103,7 @@ impl<T, const N: usize> Wire<T, N> {
             bandwidth_bps,
             loss_ppm,
             cut: _,
+            queue: _,
         } = self.stats.link;
         latency_ns == 0
             && bandwidth_bps == 0
@@ -139,8 +146,13 @@ impl<T, const N: usize> Wire<T, N> {
         if link.bandwidth_bps > 0 {
             let bits_ns = u128::from(bytes) * 8 * 1_000_000_000;
             let takes_ns = bits_ns.div_ceil(u128::from(link.bandwidth_bps)) as u64;
-            self.free_ns = self.free_ns.max(now_ns) + takes_ns;
-            due_ns = self.free_ns;
+            due_ns = match self.shared {
+                Some(queue) => queue.take(now_ns, takes_ns),
+                None => {
+                    self.free_ns = self.free_ns.max(now_ns) + takes_ns;
+                    self.free_ns
+                }
+            };
         }
         due_ns += link.latency_ns;
         if link.jitter_ns > 0 {
@@ -200,7 +212,7 @@ mod tests {
 
     fn wire(link: Link) -> Wire<u64, 2> {
         let mut wire = Wire::new(7);
-        wire.set(link);
+        wire.set(link, None);
         wire
     }
 
@@ -265,6 +277,35 @@ mod tests {
     }
 
     #[test]
+    fn links_of_an_uplink_stand_in_one_queue() {
+        let link = Link {
+            bandwidth_bps: 1_000_000_000,
+            latency_ns: MS,
+            queue: Some(0),
+            ..Link::default()
+        };
+        let queue: &Queue = Box::leak(Box::default());
+        let mut wires = [wire(link), wire(link), wire(link)];
+        for wire in &mut wires[..2] {
+            wire.set(link, Some(queue));
+        }
+        // 10 µs each: two nodes in turns, and one that has a queue of its own.
+        let mut due_us = |wire: usize, sent_ns: u64| {
+            let mut due_us = 0;
+            wires[wire].push(sent_ns, 0, BYTES, |planned_ns| {
+                due_us = (sent_ns + planned_ns) / US;
+                0
+            });
+            due_us
+        };
+        let together = [0, 1, 1, 0].map(|wire| due_us(wire, 0));
+        assert_eq!(together, [1010, 1020, 1030, 1040]);
+        assert_eq!(due_us(2, 0), 1010);
+        // What was free for a while is not made up for.
+        assert_eq!(due_us(1, 100 * US), 1110);
+    }
+
+    #[test]
     fn jitter_is_around_the_latency_and_its_seed_repeats_it() {
         let link = Link {
             latency_ns: 10 * MS,
@@ -301,7 +342,7 @@ mod tests {
         assert!(leave(&mut wire, &sent, BYTES).is_sorted());
         // Nor after the link has become faster.
         wire.push(MS, 0, BYTES, |planned_ns| MS + planned_ns);
-        wire.set(Link::default());
+        wire.set(Link::default(), None);
         wire.push(MS + 10, 0, BYTES, |planned_ns| MS + 10 + planned_ns);
         let mut due = || wire.take(0, || 3 * MS).expect("both have left");
         assert!(due() <= due());

@@ -7,7 +7,7 @@ use super::{Introduction, NetError, News, put};
 use crate::pager::arrival::{Arrivals, Seen, Stamp};
 use crate::pager::delay::{self, Wire};
 use crate::pager::wire::{self, Frame, HEADER_BYTES};
-use crate::{clock, spin};
+use crate::{clock, spin, uplinks};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{Connection, Dir, Event, StreamEvent, StreamId, Transmit};
 use quinn_udp::UdpSocketState;
@@ -103,7 +103,7 @@ impl Link {
             }
             _ => {}
         }
-        self.wire.set(cost);
+        self.wire.set(cost, cost.queue.and_then(uplinks::queue));
     }
 
     /// When its nodes have lost each other, since it is cut.
