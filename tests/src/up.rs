@@ -247,10 +247,16 @@ impl Guest<'_> {
         serde_json::from_slice(&outcome.stdout).expect("one JSON object")
     }
 
-    /// `link` of this guest, with JSON.
+    /// `link` of this guest.
+    #[track_caller]
+    pub fn link(&self, options: &[&str]) -> Outcome {
+        self.ask("link", options)
+    }
+
+    /// The same, with JSON.
     #[track_caller]
     pub fn links(&self, options: &[&str]) -> serde_json::Value {
-        let outcome = self.ask("link", &[options, &["--json"]].concat()).expect(0);
+        let outcome = self.link(&[options, &["--json"]].concat()).expect(0);
         serde_json::from_slice(&outcome.stdout).expect("one JSON object")
     }
 

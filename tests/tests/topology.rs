@@ -88,6 +88,12 @@ fn those_that_come_along_are_valid_and_are_drawn() {
             svg.starts_with("<svg ") && svg.ends_with("</svg>\n"),
             "{svg}"
         );
+        let shared = svg.contains("uplink racks, shared");
+        assert_eq!(shared, name == "two-rack-cluster", "{svg}");
+        assert_eq!(
+            shown["uplinks"].as_array().map(Vec::len),
+            Some(2 * usize::from(shared))
+        );
         for node in shown["nodes"].as_array().expect("nodes") {
             let word = format!(">{}</text>", node["name"].as_str().expect("a name"));
             assert!(svg.contains(&word), "{word} is not in {svg}");
@@ -137,6 +143,25 @@ fn what_cannot_be_is_refused_with_its_place() {
             ["--bandwidth fast", "K, M, G or T"],
         ),
         (coordinator(&world, &["link", "--cut"]), ["link", "A-B"]),
+        (
+            coordinator(&world, &["link", "x", "a-b", "--uplink", "u", "--cut"]),
+            ["--uplink u", "\"a-b\""],
+        ),
+        (
+            coordinator(
+                &world,
+                &[
+                    "up",
+                    "--topology",
+                    "two-rack-cluster",
+                    "--nodes",
+                    "r1n1,r1n2,r1n3,r2n1,r2n2,r2n3=10.0.0.2:7000",
+                    "--",
+                    "true",
+                ],
+            ),
+            ["node r2n3 is linked through uplink racks", "10.0.0.2:7000"],
+        ),
         (
             coordinator(&world, &["link", "x", "a-b", "c"]),
             ["\"c\"", "A-B"],
