@@ -305,6 +305,7 @@ fn channels_that_cannot_work_are_refused() {
         ("con0=pty,null", "null, tty:PATH or fd:N"),
         ("con3=tty:/no/such", "/no/such: No such file"),
         ("ssl3=tty:/proc/version", "/proc/version is no terminal"),
+        ("ssl3=tty:/dev/null", "/dev/null is no terminal"),
         ("con0=unix:/proc/version", "already"),
         ("ssl0=port:99999", "1 to 65535"),
     ] {

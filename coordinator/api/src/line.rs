@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 /// The kernel's consoles, and its serial lines.
 const CONSOLES: u8 = 16;
@@ -107,14 +107,37 @@ impl std::fmt::Display for Line {
 /// can be some. They are not opened: that has effects on a serial line.
 pub fn check_terminals(channel: &str) -> Result<(), String> {
     let parts = channel.split(',');
+    // A host that does not tell has whatever device is named tried.
+    let drivers = std::fs::read_to_string("/proc/tty/drivers").ok();
+    let drives = |device| match &drivers {
+        Some(drivers) => is_driven(drivers, libc::major(device), libc::minor(device)),
+        None => true,
+    };
     for path in parts.filter_map(|part| part.strip_prefix("tty:")) {
         match std::fs::metadata(path) {
-            Ok(metadata) if metadata.file_type().is_char_device() => {}
+            Ok(metadata) if metadata.file_type().is_char_device() && drives(metadata.rdev()) => {}
             Ok(_) => return Err(format!("{path} is no terminal")),
             Err(error) => return Err(format!("{path}: {error}")),
         }
     }
     Ok(())
+}
+
+/// Whether a device of this number is one of those drivers' that `/proc/tty/drivers` lists: a name, `/dev/` and how its
+/// terminals begin, the major number, one minor number or the first and the last, and what else is known of it.
+fn is_driven(drivers: &str, major: u32, minor: u32) -> bool {
+    let number = |text: &str| text.parse::<u32>().ok();
+    drivers.lines().any(|line| {
+        // A name may be of several words.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.windows(3).any(|words| {
+            let (first, last) = words[2].split_once('-').unwrap_or((words[2], words[2]));
+            words[0].starts_with("/dev/")
+                && number(words[1]) == Some(major)
+                && number(first).is_some_and(|first| first <= minor)
+                && number(last).is_some_and(|last| last >= minor)
+        })
+    })
 }
 
 /// The same of one of the kernel's arguments, whatever it is about.
@@ -152,15 +175,16 @@ mod tests {
 
     #[test]
     fn terminals_are_devices_that_are_there() {
-        for good in ["tty:/dev/null", "null,tty:/dev/null", "fd:5", "null"] {
+        for good in ["tty:/dev/tty", "null,tty:/dev/tty", "fd:5", "null"] {
             assert_eq!(check_terminals(good), Ok(()), "{good}");
         }
         for (bad, why) in [
             ("tty:/nonexistent", "/nonexistent: No such file"),
             (
-                "tty:/dev/null,tty:/nonexistent",
+                "tty:/dev/tty,tty:/nonexistent",
                 "/nonexistent: No such file",
             ),
+            ("tty:/dev/null", "/dev/null is no terminal"),
             ("tty:/proc/version", "/proc/version is no terminal"),
             ("tty:", "No such file"),
         ] {
@@ -172,6 +196,18 @@ mod tests {
             }
         }
         assert_eq!(check_argument(b"quiet"), Ok(()));
+        let drivers = "/dev/tty             /dev/tty        5       0 system:/dev/tty\n\
+                       usb serial           /dev/ttyUSB   188 0-511 serial\n";
+        for (major, minor, driven) in [
+            (5, 0, true),
+            (5, 1, false),
+            (188, 0, true),
+            (188, 511, true),
+            (188, 512, false),
+            (1, 3, false),
+        ] {
+            assert_eq!(is_driven(drivers, major, minor), driven, "{major}:{minor}");
+        }
         assert_eq!(check_argument(b"console=tty:/nonexistent"), Ok(()));
     }
 }

@@ -289,13 +289,13 @@ mod tests {
         assert_eq!(arguments[8], b"ssl0=fd:560");
 
         let (wanted, left) =
-            words(&["con1=tty:/dev/null", "con=null", "ssl20=pty", "con2=pts"]).unwrap();
-        assert_eq!(left, ["con1=tty:/dev/null", "con=null"]);
+            words(&["con1=tty:/dev/tty", "con=null", "ssl20=pty", "con2=pts"]).unwrap();
+        assert_eq!(left, ["con1=tty:/dev/tty", "con=null"]);
         assert_eq!(wanted.len(), 10);
         assert_eq!(wanted[&line("ssl20")], Other::Agent(Channel::Terminal));
         assert_eq!(wanted[&line("con2")], Other::Agent(Channel::Terminal));
         assert_eq!(words(&["con=console"]).unwrap().0.len(), 24);
-        assert_eq!(words(&["con3=null,tty:/dev/null"]).unwrap().0.len(), 15);
+        assert_eq!(words(&["con3=null,tty:/dev/tty"]).unwrap().0.len(), 15);
         // Another host's are looked at there.
         let mut appended = vec![b"con3=tty:/nonexistent".to_vec()];
         let elsewhere = Place::Remote("host:1".into());
@@ -337,6 +337,7 @@ mod tests {
                 "con3=tty:/nonexistent",
                 "con3=tty:/nonexistent: /nonexistent: No such",
             ),
+            ("con3=tty:/dev/null", "/dev/null is no terminal"),
             (
                 "ssl1=null,tty:/proc/version",
                 "/proc/version is no terminal",
