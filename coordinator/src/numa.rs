@@ -52,7 +52,7 @@ fn is_usual(distances: &[Vec<u8>]) -> bool {
 pub(crate) fn cpu_topology(nodes: &[Node]) -> Option<String> {
     let usual = |node: &Node| {
         let one = node.sockets == 1 && node.clusters == 1 && node.threads == 1;
-        one && node.caches.is_empty() && node.numa.len() == 1
+        one && node.caches.is_empty() && node.numa.len() == 1 && !node.joins
     };
     if nodes.iter().all(usual) {
         return None;
@@ -111,6 +111,7 @@ mod tests {
     fn node(mib: u64, cpus: &[u16]) -> NumaNode {
         NumaNode {
             node: 0,
+            more: Vec::new(),
             memory_bytes: mib * MIB,
             cpus: cpus.to_vec(),
         }

@@ -69,6 +69,8 @@ pub(crate) struct Node {
     pub(crate) slow: f64,
     /// At least one.
     pub(crate) numa: Vec<NumaPart>,
+    /// It has a single one, which is one with the last of the node before it.
+    pub(crate) joins: bool,
 }
 
 /// A NUMA node of a node.
@@ -108,8 +110,10 @@ pub(crate) struct Numa {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NumaNode {
-    /// Index of the guest's node that it is a part of.
+    /// Index of the guest's node that it is a part of, or the first of those that it is.
     pub(crate) node: usize,
+    /// The others of these.
+    pub(crate) more: Vec<usize>,
     pub(crate) cpus: Vec<u16>,
     pub(crate) memory_bytes: u64,
 }
@@ -127,15 +131,33 @@ impl Topology {
         self.nodes.iter().map(|node| node.name.clone()).collect()
     }
 
+    /// Of the nodes that a NUMA node is, or is a part of.
+    pub(crate) fn names_of(&self, numa: &NumaNode) -> String {
+        let all = std::iter::once(&numa.node).chain(&numa.more);
+        let names: Vec<&str> = all.map(|index| &self.nodes[*index].name[..]).collect();
+        names.join("+")
+    }
+
     pub(crate) fn numa(&self) -> Numa {
         let mut first = 0;
-        let mut nodes = Vec::new();
+        let mut nodes: Vec<NumaNode> = Vec::new();
         for (index, node) in self.nodes.iter().enumerate() {
-            nodes.extend(node.numa.iter().map(|part| NumaNode {
-                node: index,
-                cpus: part.cpus.iter().map(|cpu| (first + cpu) as u16).collect(),
-                memory_bytes: part.memory_bytes,
-            }));
+            for part in &node.numa {
+                let cpus = part.cpus.iter().map(|cpu| (first + cpu) as u16);
+                match nodes.last_mut() {
+                    Some(last) if node.joins => {
+                        last.more.push(index);
+                        last.cpus.extend(cpus);
+                        last.memory_bytes += part.memory_bytes;
+                    }
+                    _ => nodes.push(NumaNode {
+                        node: index,
+                        more: Vec::new(),
+                        cpus: cpus.collect(),
+                        memory_bytes: part.memory_bytes,
+                    }),
+                }
+            }
             first += node.cpus;
         }
         let distances = match &self.distances {
@@ -151,6 +173,7 @@ impl Numa {
     pub(crate) fn of_nodes(nodes: &[NodeSpec], links: &Links) -> Self {
         let nodes = nodes.iter().enumerate().map(|(index, node)| NumaNode {
             node: index,
+            more: Vec::new(),
             cpus: node.cpus.clone(),
             memory_bytes: node.memory_bytes,
         });
@@ -212,6 +235,36 @@ mod tests {
         let cpus: Vec<&[u16]> = numa.nodes.iter().map(|node| &node.cpus[..]).collect();
         assert_eq!(cpus, [&[0, 2][..], &[1], &[3, 4]]);
         assert_eq!(numa.nodes[2].node, 1);
+        assert_eq!(numa.distances, [[10, 12, 30], [12, 10, 30], [30, 30, 10]]);
+    }
+
+    #[test]
+    fn a_numa_node_may_be_of_several_nodes() {
+        let text = r#"
+            [links]
+            latency = "50us"
+            [[node]]
+            name = "a"
+            numa = [{ cpus = "0", mem = "64M" }, { cpus = "1", mem = "32M" }]
+            [[node]]
+            name = "b"
+            mem = "64M"
+            numa-of = "a"
+            [[node]]
+            name = "c"
+            cpus = 0
+            mem = "16M"
+            numa-of = "a"
+            [[node]]
+            name = "d"
+            mem = "16M"
+        "#;
+        let numa = parse("x", text).unwrap().numa();
+        let cpus: Vec<&[u16]> = numa.nodes.iter().map(|node| &node.cpus[..]).collect();
+        assert_eq!(cpus, [&[0][..], &[1, 2], &[3]]);
+        let mib: Vec<u64> = numa.nodes.iter().map(|it| it.memory_bytes >> 20).collect();
+        assert_eq!(mib, [64, 112, 16]);
+        assert_eq!(numa.nodes[1].more, [1, 2]);
         assert_eq!(numa.distances, [[10, 12, 30], [12, 10, 30], [30, 30, 10]]);
     }
 

@@ -123,8 +123,8 @@ fn numa_labels(topology: &Topology, numa: &Numa) -> Vec<String> {
             .take(index)
             .filter(|it| it.node == node.node);
         match of.numa.len() {
-            1 => of.name.clone(),
-            _ => format!("{}.{}", of.name, siblings.count()),
+            1 => topology.names_of(node),
+            _ => format!("{}.{}", topology.names_of(node), siblings.count()),
         }
     };
     numa.nodes.iter().enumerate().map(label).collect()

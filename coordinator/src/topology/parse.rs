@@ -100,6 +100,9 @@ fn nodes(file: &File) -> Result<Vec<Node>, Wrong> {
         if nodes.iter().any(|other| other.name == node.name) {
             return wrong(span, format_args!("node {} is named twice", node.name));
         }
+        if let Some(of) = &raw.get_ref().numa_of {
+            joined(of, raw.get_ref().numa.as_ref().map(Spanned::span), &nodes)?;
+        }
         nodes.push(node);
         if nodes.len() > NODES_MAX {
             return wrong(span, format_args!("a guest has at most {NODES_MAX} nodes"));
@@ -266,7 +269,33 @@ fn node(raw: &shapes::Node, first: bool) -> Result<Node, Wrong> {
         caches: shape.caches,
         slow,
         numa: numa.unwrap_or_else(|| vec![all()]),
+        joins: raw.numa_of.is_some(),
     })
+}
+
+/// Whether a node can be in one NUMA node with `of`, which is, or begins, what is `before` it: memory of one NUMA node is
+/// in one piece.
+fn joined(of: &Spanned<String>, numa: Option<Range<usize>>, before: &[Node]) -> Result<(), Wrong> {
+    if let Some(span) = numa {
+        return wrong(
+            span,
+            "a node with numa-of is a part of one NUMA node and has none of its own",
+        );
+    }
+    let name = of.get_ref();
+    let first = before.iter().rfind(|node| !node.joins);
+    match (first, before.last()) {
+        (Some(first), _) if first.name == *name => Ok(()),
+        (Some(_), Some(last)) if last.name == *name => Ok(()),
+        (Some(first), _) => wrong(
+            of.span(),
+            format_args!(
+                "numa-of = {name:?}: nodes of one NUMA node follow each other, and those before this one are of {}",
+                first.name
+            ),
+        ),
+        (None, _) => wrong(of.span(), "the first node begins a NUMA node"),
+    }
 }
 
 fn named(key: &str, name: &Spanned<String>) -> Result<(), Wrong> {

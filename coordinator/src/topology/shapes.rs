@@ -45,6 +45,8 @@ pub(super) struct Node {
     pub(super) caches: Option<Spanned<Vec<Spanned<Cache>>>>,
     pub(super) slow: Option<Spanned<f64>>,
     pub(super) numa: Option<Spanned<Vec<Spanned<NumaPart>>>>,
+    #[serde(rename = "numa-of")]
+    pub(super) numa_of: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]

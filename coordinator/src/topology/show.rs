@@ -103,7 +103,7 @@ pub(super) fn text(topology: &Topology) -> String {
         let cpus: Vec<String> = node.cpus.iter().map(u16::to_string).collect();
         let mut cells = vec![
             index.to_string(),
-            topology.nodes[node.node].name.clone(),
+            topology.names_of(node),
             cpus.join(","),
             size(node.memory_bytes),
         ];
@@ -201,7 +201,10 @@ pub(super) fn json(topology: &Topology) -> Value {
     let numa = topology.numa();
     let numa_nodes = numa.nodes.iter().map(|node| {
         let name = &topology.nodes[node.node].name;
-        json!({ "node": name, "cpus": node.cpus, "memory_bytes": node.memory_bytes })
+        let more = node.more.iter().map(|index| &topology.nodes[*index].name);
+        json!({
+            "node": name, "more": more.collect::<Vec<_>>(), "cpus": node.cpus, "memory_bytes": node.memory_bytes,
+        })
     });
     json!({
         "name": topology.name,

@@ -332,6 +332,17 @@ fn nodes_that_cannot_be_are_refused() {
             "3:7",
             "sum",
         ),
+        (node("numa-of = \"a\""), "3:11", "first node begins"),
+        (
+            after("numa-of = \"x\""),
+            "6:11",
+            "those before this one are of a",
+        ),
+        (
+            after("numa-of = \"a\"\nnuma = [{ cpus = \"0\", mem = \"32M\" }]"),
+            "7:8",
+            "none of its own",
+        ),
     ] {
         refused(&text, place, part);
     }
