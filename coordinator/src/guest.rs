@@ -10,6 +10,7 @@ mod hosts;
 mod links;
 mod messages;
 mod profile;
+mod silence;
 
 pub(crate) use ending::Ending;
 pub(crate) use profile::{Profiled, Subject};
@@ -123,7 +124,7 @@ struct Node {
     /// Host threads of its virtual CPUs.
     cpus: BTreeMap<u16, i32>,
     stats: Option<Stats>,
-    stats_due: bool,
+    silence: silence::Silence,
 }
 
 #[derive(Debug)]
@@ -149,6 +150,7 @@ pub(crate) struct Guest {
     deadline: Instant,
     status_requests: Vec<counters::Wanted>,
     status_deadline: Option<Instant>,
+    ask_deadline: Instant,
     profile: profile::Profile,
     link_changes: links::Changes,
     probes: links::Probes,
@@ -182,6 +184,7 @@ impl Guest {
             deadline: Instant::now() + Duration::from_millis(BOOT_MS_MAX),
             status_requests: Vec::new(),
             status_deadline: None,
+            ask_deadline: Instant::now(),
             profile: profile::Profile::default(),
             link_changes: links::Changes::default(),
             probes: links::Probes::default(),
@@ -234,7 +237,8 @@ impl Guest {
             Phase::Running if self.halting.is_none() => None,
             _ => Some(self.deadline),
         };
-        match deadline.into_iter().chain(self.status_deadline).min() {
+        let all = [deadline, self.status_deadline, self.asks_at()];
+        match all.into_iter().flatten().min() {
             None => self.events.recv().await,
             Some(deadline) => timeout_at(deadline, self.events.recv())
                 .await
@@ -247,6 +251,9 @@ impl Guest {
         let now = Instant::now();
         if self.status_deadline.is_some_and(|deadline| deadline <= now) {
             self.answer_status();
+        }
+        if self.asks_at().is_some_and(|deadline| deadline <= now) {
+            self.ask_all()?;
         }
         if self.deadline > now {
             return Ok(());

@@ -119,6 +119,11 @@ impl Log {
         self.nodes[node].line = rest.to_vec();
     }
 
+    /// Writes a line of this program's about a node.
+    pub(crate) fn note(&mut self, node: usize, text: &str) {
+        self.line(node, format!("span: {text}").as_bytes());
+    }
+
     /// Writes what came without an end of line.
     pub(crate) fn finish(&mut self, node: usize) {
         if let Some(log) = self.nodes.get_mut(node) {

@@ -28,6 +28,8 @@ pub(crate) struct NodeStatus {
     pub(crate) cpus: Vec<Cpu>,
     /// How the pages of guest memory are protected; null until it is known.
     pub(crate) paging: Option<Paging>,
+    /// For how long the node has not answered; null if it has.
+    pub(crate) silent_ms: Option<u64>,
     pub(crate) mem_mib: u64,
     pub(crate) resident_mib: u64,
     pub(crate) faults: Faults,
@@ -141,7 +143,27 @@ pub(crate) fn table(status: &Status) -> String {
             node.pages_out.to_string(),
         ]);
     }
-    format!("{}\n{}", headline(status), aligned(&rows, 2))
+    format!(
+        "{}\n{}{}",
+        headline(status),
+        aligned(&rows, 2),
+        silent(status)
+    )
+}
+
+/// A line for each node that does not answer.
+pub(crate) fn silent(status: &Status) -> String {
+    let mut text = String::new();
+    for node in &status.nodes {
+        if let Some(silent_ms) = node.silent_ms {
+            let (name, seconds) = (&node.name, silent_ms as f64 / 1000.0);
+            let _ = writeln!(
+                text,
+                "node {name} has not answered for {seconds:.1} s: its counters are from before"
+            );
+        }
+    }
+    text
 }
 
 /// Which guest this is, and how it is.

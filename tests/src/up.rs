@@ -240,6 +240,12 @@ impl Guest<'_> {
         serde_json::from_slice(&outcome.stdout).expect("one JSON object")
     }
 
+    /// `status`, for people.
+    #[track_caller]
+    pub fn status_table(&self) -> String {
+        self.ask("status", &[]).expect(0).text()
+    }
+
     /// `stats`, once.
     #[track_caller]
     pub fn stats(&self) -> serde_json::Value {

@@ -4,8 +4,8 @@ use span_tests::{Held, Up, World, text};
 use std::thread;
 use std::time::Duration;
 
-/// Longer than a node on another host may be silent.
-const HELD: Duration = Duration::from_millis(2500);
+/// Longer than a node on another host may be silent, and than a node that is asked each second owes two answers.
+const HELD: Duration = Duration::from_millis(3500);
 
 #[test]
 fn a_node_that_its_host_does_not_run_is_waited_for() {
@@ -16,11 +16,26 @@ fn a_node_that_its_host_does_not_run_is_waited_for() {
         let held = Held::process(before.pid(node));
         thread::sleep(HELD);
         let state = text(format!("/proc/{}/stat", before.pid(node)));
+        let meanwhile = guest.status_table();
         drop(held);
         assert!(state.contains(") t "), "{state}");
+        let said = format!("node {node} has not answered for ");
+        assert_eq!(
+            meanwhile.matches("has not answered").count(),
+            1,
+            "{meanwhile}"
+        );
+        assert!(meanwhile.contains(&said), "{meanwhile}");
         assert_eq!(guest.sh(&format!("taskset -c {cpu} nproc")), "1");
         assert_eq!(guest.sh("taskset -c 2 nproc"), "1");
         guest.status().assert_moved(&before);
+        let log = guest.logs();
+        for said in ["s and is waited for", "answers again, after "] {
+            let about =
+                |line: &str| line.starts_with(&format!("{node}: span: ")) && line.contains(said);
+            assert!(log.lines().any(about), "{said}: {log}");
+        }
+        assert!(!guest.status_table().contains("has not answered"));
     }
     guest.down().expect(0);
     world.assert_clean();

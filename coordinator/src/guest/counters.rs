@@ -5,8 +5,7 @@ use super::{Guest, Phase};
 use crate::links::show::All;
 use crate::options::Place;
 use crate::status::{Counters, Cpu, Faults, NodeStatus, Status, rfc3339};
-use span_api::guest::{Stats, ToGuest};
-use span_api::link::ToAgent;
+use span_api::guest::Stats;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -36,23 +35,19 @@ impl Guest {
             self.answer_status();
         } else if self.status_deadline.is_none() {
             for node in 0..self.nodes.len() {
-                // A node that has not answered yet is not asked again: what is said to one that is
-                // slow must not pile up.
-                if !std::mem::replace(&mut self.nodes[node].stats_due, true) {
-                    self.send(node, ToAgent::Guest(ToGuest::Stats))?;
-                }
+                self.ask_anew(node)?;
             }
             self.status_deadline = Some(Instant::now() + Duration::from_millis(STATS_MS_MAX));
         }
         Ok(())
     }
 
-    pub(super) fn counted(&mut self, node: usize, stats: Stats) {
+    pub(super) fn counted(&mut self, node: usize, stats: Stats) -> Result<(), Cause> {
         self.nodes[node].stats = Some(stats);
-        self.nodes[node].stats_due = false;
-        if self.nodes.iter().all(|node| !node.stats_due) {
+        if self.answered(node)? && self.nodes.iter().all(|node| node.silence.is_over()) {
             self.answer_status();
         }
+        Ok(())
     }
 
     pub(super) fn answer_status(&mut self) {
@@ -130,6 +125,11 @@ impl Guest {
                             })
                             .collect(),
                         paging: node.paging,
+                        silent_ms: node
+                            .silence
+                            .lasts()
+                            .map(|lasts| lasts.as_millis() as u64)
+                            .filter(|lasts| *lasts >= STATS_MS_MAX),
                         mem_mib: spec.memory_bytes >> 20,
                         resident_mib: stats.resident_pages / PAGES_PER_MIB,
                         faults: Faults {

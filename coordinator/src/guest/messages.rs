@@ -66,7 +66,7 @@ impl Guest {
                 self.nodes[node].cpus.insert(cpu, tid);
                 self.variables.insert(cpu, variables);
             }
-            FromGuest::Stats(stats) => self.counted(node, *stats),
+            FromGuest::Stats(stats) => self.counted(node, *stats)?,
             FromGuest::LinkSet => self.link_set(),
             FromGuest::Probed(probed) => self.probed(node, probed),
             FromGuest::Faults(faults) => self.told_faults(node, faults),

@@ -89,6 +89,7 @@ fn node_json(node: &NodeStatus) -> Map<String, Value> {
     object.insert("name".into(), node.name.clone().into());
     object.insert("totals".into(), Map::from_iter(totals).into());
     object.insert("latency".into(), json!(node.latency));
+    object.insert("silent_ms".into(), node.silent_ms.into());
     object.insert("resident_pages".into(), node.counters.resident_pages.into());
     object
 }
@@ -162,6 +163,7 @@ pub(super) fn example(faults_read: u64, waited_ns: &[u64]) -> Status {
             pid: Some(1),
             cpus: vec![Cpu { cpu: 0, tid: None }],
             paging: None,
+            silent_ms: None,
             mem_mib: 256,
             resident_mib: 1,
             faults: Faults {

@@ -1,7 +1,7 @@
 //! Figures as text: a table of everything, and a line for each node and interval.
 
 use super::figures::{FIGURES, Interval, Sample, latency};
-use crate::status::{Latency, NodeStatus, aligned, headline, rfc3339};
+use crate::status::{Latency, NodeStatus, aligned, headline, rfc3339, silent};
 use crate::units::duration;
 use span_api::histogram::Histogram;
 use std::fmt::Write;
@@ -44,7 +44,8 @@ pub(super) fn table(sample: &Sample) -> String {
             row(format!("{name} {percentile}"), cells.collect());
         }
     }
-    format!("{}\n{}", headline(&sample.status), aligned(&rows, 1))
+    let (head, rows) = (headline(&sample.status), aligned(&rows, 1));
+    format!("{head}\n{rows}{}", silent(&sample.status))
 }
 
 /// A line for each node, with everything that `--json` has about the interval.

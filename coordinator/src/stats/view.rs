@@ -2,7 +2,7 @@
 
 use super::figures::{Interval, latency, remote_faults};
 use super::text::time;
-use crate::status::{NodeStatus, headline};
+use crate::status::{NodeStatus, headline, silent};
 use crate::units::short;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
@@ -138,7 +138,14 @@ impl View {
         frame.render_widget(self.rates(interval, columns), rates);
         frame.render_widget(self.totals(interval, columns), totals);
         let line = format!("every {} s   q quit   ↑↓ nodes", self.every.as_secs_f64());
-        frame.render_widget(Line::styled(line, dim), help);
+        let silent = silent(&interval.now.status);
+        match silent.is_empty() {
+            true => frame.render_widget(Line::styled(line, dim), help),
+            false => frame.render_widget(
+                Line::styled(silent.trim_end().replace('\n', "; "), bold),
+                help,
+            ),
+        }
     }
 
     fn rates(&self, interval: Interval<'_>, columns: usize) -> Table<'static> {

@@ -193,6 +193,7 @@ mod tests {
             pid: None,
             cpus: Vec::new(),
             paging: None,
+            silent_ms: None,
             mem_mib: 128,
             resident_mib: 0,
             faults: crate::status::Faults {
