@@ -49,7 +49,8 @@ pub(crate) enum Command {
     /// Show where the faults come from that ask another node: pages, symbols, instructions
     #[command(
         after_help = "With a command, a new guest is started for it, with the options of `up`, and profiled \
-                      until the command ends; what was found is then printed on stderr."
+                      from when the command begins (with --boot: from when the guest begins to boot) until it \
+                      ends; what was found is then printed on stderr."
     )]
     Profile(ProfileOptions),
     /// List the guests of this user on this machine
@@ -320,6 +321,9 @@ pub(crate) struct ProfileOptions {
     /// How long, 0.1 to 3600 [default: 10]; Ctrl-C ends it earlier
     #[arg(long, value_name = "SECONDS", value_parser = interval, conflicts_with_all = ["nodes", "topology"])]
     pub(crate) seconds: Option<Duration>,
+    /// Begin with the boot of the new guest, and not with its command
+    #[arg(long, conflicts_with_all = ["guest", "seconds"])]
+    pub(crate) boot: bool,
     /// File for everything that was found, as one JSON object
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -64,7 +64,8 @@ pub(crate) enum Ask {
     /// All lines.
     Lines,
     /// Answered with [`Answer::Profiling`], then with [`Answer::Faults`] until whoever asks says
-    /// [`Ask::Enough`] and gets the rest, or the guest ends; last comes [`Answer::Done`].
+    /// [`Ask::Enough`] and gets the rest, with what is known of the guest by then, or the guest ends; last comes
+    /// [`Answer::Done`].
     Profile,
     Enough,
     /// Answered with [`Answer::Uplinks`], [`Answer::Links`] for each node, then [`Answer::Done`].
@@ -111,6 +112,8 @@ pub(crate) enum Request {
     /// Begins to profile.
     Profile(oneshot::Sender<Result<Profiled, String>>),
     Profiling(Profiling),
+    /// What is profiled, as far as it is known by now.
+    Subject(oneshot::Sender<Subject>),
     Links(oneshot::Sender<All>),
     Link {
         ways: Ways,

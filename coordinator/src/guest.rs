@@ -346,6 +346,10 @@ impl Guest {
             }) => self.probe(from, to, bytes, reply),
             Event::Request(Request::Profile(reply)) => self.begin_profile(reply),
             Event::Request(Request::Profiling(what)) => self.ask_faults(what),
+            Event::Request(Request::Subject(reply)) => {
+                let _ = reply.send(self.subject());
+                Ok(())
+            }
             Event::Request(Request::Down) => Err(Cause::Down),
         }
     }
@@ -374,6 +378,7 @@ impl Guest {
                 Phase::Meet if all(|node| node.connected) => {
                     let mib = self.plan.memory_bytes() >> 20;
                     self.progress.stage("map memory", &format!("{mib} MiB"));
+                    self.profile_boot()?;
                     self.send_all(&ToAgent::Guest(ToGuest::Start))?;
                     self.phase = Phase::Boot;
                 }

@@ -95,12 +95,15 @@ fn up(options: UpOptions) -> Result<u8, Failure> {
 fn profile(options: ProfileOptions) -> Result<u8, Failure> {
     let files = profile::Files::create(&options)?;
     let Some(up) = options.up else {
+        if options.boot {
+            return Err(profile::no_boot());
+        }
         return block_on(profile::running(options.guest, options.seconds, files));
     };
     profile::check(&up)?;
     let plan = plan::Plan::new(&up)?;
     let run = up::prepare(&plan)?;
-    block_on(profile::command(up, plan, run, files))
+    block_on(profile::command(up, options.boot, plan, run, files))
 }
 
 fn block_on(future: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {

@@ -26,6 +26,7 @@ use crate::up::{self, Started};
 use findings::Findings;
 use recording::Recording;
 use span_api::session::Command;
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -97,6 +98,13 @@ fn into(
         .map_err(|error| Failure::cannot(path.display(), error))
 }
 
+/// That a boot is to be profiled means that there has to be one.
+pub(crate) fn no_boot() -> Failure {
+    Failure::usage(
+        "--boot: a guest that runs has booted; a new one needs --nodes or --topology, and a command",
+    )
+}
+
 /// Refuses options of `up` that make no sense for a guest that is profiled.
 pub(crate) fn check(up: &UpOptions) -> Result<(), Failure> {
     if up.detach {
@@ -154,6 +162,9 @@ async fn record(subject: Subject, mut told: Told, enough: impl Future<Output = (
         told.enough().await;
         while recording.take(&mut told).await {}
     }
+    if let Some(subject) = told.subject() {
+        recording.subject = subject;
+    }
     recording
 }
 
@@ -179,9 +190,10 @@ fn named(kernel: &Path, id: FileId, copies: Vec<(u16, u64)>) -> Result<Symbols, 
     }
 }
 
-/// Boots a guest, profiles a command in it from its start to its end, and takes the guest down.
+/// Boots a guest, profiles a command in it from its start to its end, or from the `boot` on, and takes the guest down.
 pub(crate) async fn command(
     options: UpOptions,
+    boot: bool,
     plan: Plan,
     run: RunDirectory,
     files: Files,
@@ -191,10 +203,21 @@ pub(crate) async fn command(
     let (sender, ready) = oneshot::channel();
     let started = Started::new(options.verbose, plan, run, Foreground::Driven(sender))?;
     let events = started.events();
+    let is_ready = Cell::new(false);
+    let ready = async {
+        is_ready.set(ready.await.is_ok());
+        is_ready.get()
+    };
     let measured = async {
+        let measured = match boot {
+            true => measure(&name, &directory, command, ready).await,
+            false if ready.await => measure(&name, &directory, command, async { true }).await,
+            false => return None,
+        };
         // A guest that does not get ready says itself why.
-        ready.await.ok()?;
-        let measured = measure(&name, &directory, command).await;
+        if !is_ready.get() {
+            return None;
+        }
         let how = match &measured {
             Ok((_, how)) => how.clone(),
             Err(_) => Ended::Code(EXIT_FAILED),
@@ -210,15 +233,14 @@ pub(crate) async fn command(
     code
 }
 
-/// Runs the command, and records until it has ended.
+/// Records, from when the guest boots or at once, has the command run in a guest that is `ready`, and ends when it has ended.
 async fn measure(
     name: &str,
     directory: &Path,
     command: Command,
+    ready: impl Future<Output = bool>,
 ) -> Result<(Recording, Ended), Failure> {
     let (subject, told) = Client::connect(name, directory).await?.profile().await?;
-    let session = Client::connect(name, directory).await?;
-    let pipe = session.session(Ask::Session).await?;
     let options = stdio::Options {
         raw: command.terminal.is_some(),
         detach_key: false,
@@ -226,12 +248,18 @@ async fn measure(
     };
     let (over, done) = oneshot::channel::<()>();
     let session = async move {
-        let how = stdio::run(pipe, Some(command), options).await;
-        drop(over);
-        how
+        // Dropped at the end, whatever that is.
+        let _over = over;
+        if !ready.await {
+            return Err(Failure::failed("the guest is ending"));
+        }
+        let session = Client::connect(name, directory).await?;
+        let pipe = session.session(Ask::Session).await?;
+        Ok(stdio::run(pipe, Some(command), options).await)
     };
     let recorded = record(subject, told, async { _ = done.await });
     let (how, mut recording) = tokio::join!(session, recorded);
+    let how = how?;
     recording.uses = uses::of(&recording, name, directory).await;
     Ok((recording, how))
 }

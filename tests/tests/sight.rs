@@ -266,3 +266,44 @@ fn a_command_is_profiled_from_its_start_to_its_end() {
     assert!(cpus.len() == 3 && all, "{cpus:?}");
     world.assert_clean();
 }
+
+/// What the kernel does when a node or a CPU comes up, and never again.
+const ONCE: [&str; 3] = [
+    "__init_single_page",
+    "deferred_init_node",
+    "uml_start_secondary",
+];
+
+#[test]
+fn a_boot_is_profiled_from_its_first_fault_on() {
+    let world = World::new();
+    let json = world.path("work").join("p.json");
+    let profile = |options: &[&str]| {
+        let mut command = world.command("coordinator");
+        command.arg("profile").args(options).arg(&json);
+        command.args(["--", "true"]);
+        let mut profile = span_tests::Spawned::start(&mut command);
+        profile.feed(Vec::new());
+        profile.wait(Duration::from_secs(60)).expect(0);
+        findings(&json)
+    };
+    let names = |found: &Value, list: &str| -> Vec<String> {
+        let list = found[list].as_array().expect("a list");
+        list.iter()
+            .map(|named| named["name"].as_str().expect("a name").into())
+            .collect()
+    };
+    let boots = |found: &Value| {
+        let functions = names(found, "functions");
+        functions.iter().any(|name| ONCE.contains(&name.as_str()))
+    };
+    let command = profile(&["--nodes", "a,b,c", "--json"]);
+    assert!(!boots(&command), "{command}");
+    let boot = profile(&["--boot", "--nodes", "a,b,c", "--json"]);
+    assert!(boots(&boot), "{boot}");
+    // Variables of a CPU that was not there when it began.
+    let places = names(&boot, "places");
+    let of_last = |name: &String| name.ends_with(" of CPU 2");
+    assert!(places.iter().any(of_last), "{places:?}");
+    world.assert_clean();
+}

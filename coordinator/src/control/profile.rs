@@ -1,7 +1,7 @@
 //! A profile on a control connection: what is told, and asking for it.
 
 use super::{Answer, Ask, Request};
-use crate::guest::{Event, Profiled};
+use crate::guest::{Event, Profiled, Subject};
 use span_api::codec::{self, CodecError};
 use span_api::profile::{Faults, Profiling};
 use std::time::Duration;
@@ -56,6 +56,12 @@ pub(super) async fn serve(
                 codec::write_async(&mut writer, &Answer::Faults { node, faults }).await?;
             }
             if !more && stopped {
+                // CPUs may have come up since.
+                let (reply, subject) = oneshot::channel();
+                ask(Request::Subject(reply)).await;
+                if let Ok(subject) = subject.await {
+                    codec::write_async(&mut writer, &Answer::Profiling(Box::new(subject))).await?;
+                }
                 return codec::write_async(&mut writer, &Answer::Done).await;
             }
             if !more {
@@ -89,6 +95,7 @@ pub(super) async fn serve(
 pub(crate) struct Told {
     answers: mpsc::Receiver<Result<Answer, CodecError>>,
     writer: OwnedWriteHalf,
+    subject: Option<Subject>,
 }
 
 impl Told {
@@ -101,16 +108,28 @@ impl Told {
                 }
             }
         });
-        Self { answers, writer }
+        Self {
+            answers,
+            writer,
+            subject: None,
+        }
     }
 
     /// The next faults, and their node; `None` when all have been told.
     pub(crate) async fn next(&mut self) -> Option<(u16, Faults)> {
-        match self.answers.recv().await {
-            Some(Ok(Answer::Faults { node, faults })) => Some((node, faults)),
-            // A guest's coordinator that goes away has told what it had.
-            _ => None,
+        loop {
+            match self.answers.recv().await {
+                Some(Ok(Answer::Faults { node, faults })) => return Some((node, faults)),
+                Some(Ok(Answer::Profiling(subject))) => self.subject = Some(*subject),
+                // A guest's coordinator that goes away has told what it had.
+                _ => return None,
+            }
         }
+    }
+
+    /// What was known of the guest in the end, when all has been told.
+    pub(crate) fn subject(&mut self) -> Option<Subject> {
+        self.subject.take()
     }
 
     /// Asks for the rest.

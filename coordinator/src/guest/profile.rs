@@ -22,7 +22,7 @@ pub(crate) struct Subject {
     /// Path of the kernel's file, and which file that was when the guest started.
     pub(crate) kernel: Vec<u8>,
     pub(crate) kernel_id: FileId,
-    /// By CPU: what is added to the address of a per-CPU variable to get that CPU's.
+    /// By CPU, of those that are up: what is added to the address of a per-CPU variable to get that CPU's.
     pub(crate) variables: BTreeMap<u16, u64>,
 }
 
@@ -36,40 +36,63 @@ pub(crate) struct Profiled {
 #[derive(Debug, Default)]
 pub(super) struct Profile {
     sender: Option<mpsc::Sender<(usize, Faults)>>,
+    /// Who waits for the boot to begin.
+    waiting: Option<oneshot::Sender<Result<Profiled, String>>>,
     /// Answers that are still to come.
     due: usize,
 }
 
 impl Guest {
+    /// A guest that has not begun to boot is profiled from when it does.
     pub(super) fn begin_profile(
         &mut self,
         reply: oneshot::Sender<Result<Profiled, String>>,
     ) -> Result<(), Cause> {
-        let busy = self.profile.due > 0 || {
+        let waits = |waiting: &oneshot::Sender<_>| !waiting.is_closed();
+        let busy = self.profile.due > 0 || self.profile.waiting.as_ref().is_some_and(waits) || {
             let sender = self.profile.sender.as_ref();
             sender.is_some_and(|sender| !sender.is_closed())
         };
         let refusal = match self.phase {
-            Phase::Boot | Phase::Running if busy => "the guest is being profiled already",
-            Phase::Boot | Phase::Running => "",
             Phase::Ending => "the guest is ending",
-            _ => "the guest is starting",
+            _ if busy => "the guest is being profiled already",
+            Phase::Boot | Phase::Running => return self.profile_now(reply),
+            _ => {
+                self.profile.waiting = Some(reply);
+                return Ok(());
+            }
         };
-        if !refusal.is_empty() {
-            let _ = reply.send(Err(refusal.into()));
-            return Ok(());
+        let _ = reply.send(Err(refusal.into()));
+        Ok(())
+    }
+
+    /// The nodes are about to be told to boot.
+    pub(super) fn profile_boot(&mut self) -> Result<(), Cause> {
+        match self.profile.waiting.take() {
+            Some(reply) => self.profile_now(reply),
+            None => Ok(()),
         }
+    }
+
+    fn profile_now(
+        &mut self,
+        reply: oneshot::Sender<Result<Profiled, String>>,
+    ) -> Result<(), Cause> {
         let (sender, faults) = mpsc::channel(self.nodes.len());
         self.profile.sender = Some(sender);
-        let subject = Subject {
+        let subject = self.subject();
+        let _ = reply.send(Ok(Profiled { subject, faults }));
+        self.ask_faults(Profiling::Start)
+    }
+
+    pub(super) fn subject(&self) -> Subject {
+        Subject {
             name: self.run.name().to_string(),
             nodes: self.plan.nodes.clone(),
             kernel: self.plan.files.linux.as_os_str().as_bytes().to_vec(),
             kernel_id: self.plan.files.linux_id,
             variables: self.variables.clone(),
-        };
-        let _ = reply.send(Ok(Profiled { subject, faults }));
-        self.ask_faults(Profiling::Start)
+        }
     }
 
     pub(super) fn ask_faults(&mut self, what: Profiling) -> Result<(), Cause> {

@@ -134,14 +134,14 @@ pub(crate) fn receive_peers(nodes: usize) -> Vec<SocketAddr> {
     }
 }
 
-/// Waits for the start. Questions may come at any time.
-pub(crate) fn receive_start() {
+/// Waits for the start. Questions may come at any time: whoever profiles a boot asks before it begins.
+pub(crate) fn receive_start(ask: impl Fn(Question)) {
     loop {
         match receive() {
             ToGuest::Start => return,
             ToGuest::Terminate => exit(0),
-            ToGuest::Stats => answer_nothing(Question::Stats),
-            ToGuest::Profile(what) => answer_nothing(Question::Profile(what)),
+            ToGuest::Stats => ask(Question::Stats),
+            ToGuest::Profile(what) => ask(Question::Profile(what)),
             _ => fail("the agent did not say to start"),
         }
     }

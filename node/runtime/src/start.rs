@@ -156,8 +156,9 @@ pub(crate) fn map(image: NodeImage) {
         control::fail("the pager has ended")
     };
     control::send(&FromGuest::Connected);
-    control::receive_start();
-    control::serve(nodes, |question| pager::tell(Remote::Asked(question)));
+    let ask = |question| pager::tell(Remote::Asked(question));
+    control::receive_start(ask);
+    control::serve(nodes, ask);
     hostcall::set_paths_local(false);
 }
 
@@ -169,6 +170,6 @@ fn meet_nobody() {
     });
     control::receive_peers(1);
     control::send(&FromGuest::Connected);
-    control::receive_start();
+    control::receive_start(control::answer_nothing);
     control::serve(1, control::answer_nothing);
 }
