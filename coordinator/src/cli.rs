@@ -234,10 +234,10 @@ pub(crate) struct UpOptions {
     /// (`coordinator topology list`); --nodes may then say where its nodes run
     #[arg(long, value_name = "FILE|NAME", conflicts_with_all = ["cpus", "mem", "latency"])]
     pub(crate) topology: Option<PathBuf>,
-    /// Virtual CPUs, for every node (2) or by name (a=2,b=1)
+    /// Virtual CPUs, for every node (2) or by name (a=2,b=1) [default: 1]
     #[arg(long, value_name = "N|NAME=N,…")]
     pub(crate) cpus: Option<String>,
-    /// Memory, for every node (512M) or by name (a=1G,b=256M); the guest has the sum
+    /// Memory, for every node (512M) or by name (a=1G,b=256M); the guest has the sum [default: 256M]
     #[arg(long, value_name = "SIZE|NAME=SIZE,…")]
     pub(crate) mem: Option<String>,
     /// CPUs of its host that a node runs on, for every node (0-3) or by name (a=0-3+8,b=4-7): all its
