@@ -28,9 +28,9 @@ const RCUS: &[&str] = &["rcu", "srcu", "srcud"];
 /// Starting and stopping the threads of a torture test.
 const AROUND_S: u64 = 60;
 
-/// How long locks are under load, and how long RCU is: over all kinds.
-fn torture_s() -> u64 {
-    number("SPAN_TORTURE_S", 3 * LOCKS.len() as u64)
+/// How long locks are under load, and how long RCU is: over all of `types`.
+fn torture_s(types: &[&str]) -> u64 {
+    number("SPAN_TORTURE_S", 3 * types.len() as u64)
 }
 
 /// How often each litmus test runs. A round of them is 1,024.
@@ -148,7 +148,7 @@ fn litmus_tests_in_the_kernel() {
 /// Loads one of the kernel's torture modules, lets it run, and unloads it: then it says how it was.
 #[track_caller]
 fn torture(kind: &str, types: &[&str], options: &str) {
-    let each = torture_s().div_ceil(types.len() as u64);
+    let each = torture_s(types).div_ceil(types.len() as u64);
     let world = World::lasting(Duration::from_secs(
         (each + 2 * AROUND_S) * types.len() as u64 + 120,
     ));
@@ -196,7 +196,7 @@ fn locks_under_torture() {
 #[test]
 fn locks_under_torture_on_a_single_processor() {
     let types = ["spin_lock", "mutex_lock"];
-    let each = torture_s().div_ceil(LOCKS.len() as u64);
+    let each = torture_s(LOCKS).div_ceil(LOCKS.len() as u64);
     let world = World::lasting(Duration::from_secs(
         (each + 2 * AROUND_S) * types.len() as u64 + 120,
     ));
@@ -205,14 +205,8 @@ fn locks_under_torture_on_a_single_processor() {
     torture_in(&world, one, "locktorture", &types, "", each);
 }
 
-/// Only in the long form: in one of about ten short runs the guest ended while srcud was tested, and
-/// why is not known.
 #[test]
 fn rcu_under_torture() {
-    if std::env::var_os("SPAN_TORTURE_S").is_none() {
-        not_tested("rcutorture: SPAN_TORTURE_S says for how long");
-        return;
-    }
     torture("rcutorture", RCUS, "");
 }
 
