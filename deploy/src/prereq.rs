@@ -66,6 +66,7 @@ pub(crate) const TEST: &[Need] = &[
     program("ip", "iproute2"),
     program("java", "default-jdk-headless"),
     program("javac", "default-jdk-headless"),
+    program("lstopo-no-graphics", "hwloc-nox"),
     program("modinfo", "kmod"),
     program("numactl", "numactl"),
     Need {

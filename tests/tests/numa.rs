@@ -169,6 +169,45 @@ fn no_write_is_lost_while_pages_move_between_nodes() {
 }
 
 #[test]
+fn balancing_moves_pages_to_who_uses_them() {
+    let world = World::new();
+    let program = world
+        .compile("balance", include_str!("../programs/balance.c"))
+        .expect("a program");
+    let guest = Up::on(&world, "a,b").detach("balanced");
+    let moved = || -> u64 {
+        let text = guest.sh("sed -n 's/^numa_pages_migrated //p' /proc/vmstat");
+        text.parse().expect("a number")
+    };
+    let program = program.display().to_string();
+    assert_eq!(moved(), 0);
+    guest.sh("echo 1 >/proc/sys/kernel/numa_balancing");
+    let before = guest.status();
+    let line = guest.exec(&[&program, "4", "60"]).expect(0).text();
+    let pages = pages_by_node(&line);
+    assert!(pages[1] > 3 * MIB_PAGES, "{line}");
+    assert!(moved() >= pages[1], "{line}");
+    guest.status().assert_moved(&before);
+    // Off again, pages go where somebody sends them.
+    guest.sh("echo 0 >/proc/sys/kernel/numa_balancing");
+    if has_tool() {
+        let script = "taskset -c 0 sleep 60 & sleep=$!; until grep -q '(sleep) S' /proc/$sleep/stat; do :; done
+            migratepages $sleep 0 1 && numastat -p $sleep; kill $sleep";
+        let table = guest.sh(script);
+        let total = table.lines().find(|line| line.starts_with("Total "));
+        let total: Vec<f64> = total
+            .unwrap_or_default()
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        // What it has of pages that others have, too, stays.
+        assert!(total.len() == 3 && total[1] > 10.0 * total[0], "{table}");
+    }
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
 fn nodes_may_have_memory_only_or_cpus_only() {
     let world = World::new();
     let guest = Up::three(&world)
@@ -194,6 +233,46 @@ fn nodes_may_have_memory_only_or_cpus_only() {
         .append("numa=off")
         .sh("cat /sys/devices/system/node/online /sys/devices/system/node/node0/cpulist");
     assert_eq!(one.expect(0).text(), "0\n0-2");
+    world.assert_clean();
+}
+
+/// Two nodes of the guest's that are one for Linux, beside one that is two.
+const SHARED: &str = r#"
+[[node]]
+name = "a"
+mem = "128M"
+[[node]]
+name = "b"
+cpus = 2
+mem = "64M"
+numa-of = "a"
+[[node]]
+name = "c"
+numa = [{ cpus = "0", mem = "64M" }, { cpus = "1", mem = "64M" }]
+"#;
+
+#[test]
+fn numa_nodes_may_be_of_several_nodes_and_several_of_one() {
+    let world = World::new();
+    let guest = Up::bare(&world)
+        .option("--topology")
+        .option(world.file("shared.toml", SHARED))
+        .detach("shared");
+    guest.status().assert_spread();
+    let sys = guest.sh("cd /sys/devices/system/node; cat online node*/cpulist node1/distance");
+    assert_eq!(sys, "0-2\n0-2\n3\n4\n20 10 12");
+    let program = touch(&world).display().to_string();
+    let before = guest.status();
+    for (node, pages) in [("a", 0), ("b", 0), ("c", 1)] {
+        let line = guest
+            .exec_on(&["--node", node], &[&program, "4"])
+            .expect(0)
+            .text();
+        let by_node = pages_by_node(&line);
+        assert_eq!(by_node[pages], 4 * MIB_PAGES, "{node}: {line}");
+    }
+    guest.status().assert_moved(&before);
+    guest.down().expect(0);
     world.assert_clean();
 }
 
@@ -302,6 +381,19 @@ fn cpus_are_built_together_as_a_topology_says() {
             "2 Unified 2048K 8-9",
         ]
     );
+    // A program that puts all of it together.
+    match Path::new("/usr/bin/lstopo-no-graphics").exists() {
+        false => not_tested("lstopo: hwloc is not installed"),
+        true => {
+            let kinds = ["Package", "NUMANode", "L3", "L2", "L1d", "Core", "PU"];
+            let script: Vec<_> = kinds
+                .iter()
+                .map(|kind| format!("lstopo-no-graphics --only {kind} | wc -l"))
+                .collect();
+            let counts = guest.sh(&script.join("; "));
+            assert_eq!(counts, "3\n2\n2\n6\n8\n8\n12");
+        }
+    }
     // What the scheduler goes by, from the smallest group to the largest.
     let domains = guest.sh(
         "mount -t debugfs none /sys/kernel/debug; cd /sys/kernel/debug/sched; echo Y > verbose; cd domains; \
