@@ -46,6 +46,27 @@ const BOOT_FAULTS_MAX: u64 = 1000;
 const BOOT_BYTES_MAX: u64 = 8_000_000;
 
 #[test]
+fn sixteen_nodes_have_64_cpus() {
+    let world = World::new();
+    let names: Vec<String> = ('a'..='p').map(String::from).collect();
+    let guest = Up::on(&world, &names.join(","))
+        .options(&["--cpus", "4", "--mem", "64M"])
+        .limit_s(120)
+        .detach("sixteen");
+    let before = guest.status();
+    before.assert_spread();
+    assert_eq!(guest.sh("nproc"), "64");
+    // The CPU that the program which reads it runs on, of each node.
+    let script = "for c in $(seq 0 4 63); do taskset -c $c cut -d' ' -f39 /proc/self/stat; done";
+    let cpus: Vec<String> = (0..64).step_by(4).map(|cpu: u16| cpu.to_string()).collect();
+    let outcome = guest.exec_within(&["sh", "-c", script], 120).expect(0);
+    assert_eq!(outcome.text(), cpus.join("\n"));
+    guest.status().assert_moved(&before);
+    guest.down().expect(0);
+    world.assert_clean();
+}
+
+#[test]
 fn a_boot_asks_other_nodes_for_little() {
     let world = World::new();
     let guest = Up::three(&world).detach("little");
