@@ -1,8 +1,8 @@
 //! Links between nodes that are slower than the network is. Long form: `SPAN_LATENCY_MS`.
 
 use serde_json::{Value, json};
-use span_tests::{Guest, Up, World, number};
-use std::time::Duration;
+use span_tests::{Guest, Up, World, number, text};
+use std::time::{Duration, Instant};
 
 const MS: u64 = 1_000_000;
 
@@ -16,11 +16,21 @@ fn waits(node: &Value, percentile: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {percentile} in {node}"))
 }
 
+/// Seconds for which a process has had a processor, of which there are 100 ticks each.
+fn processor_s(pid: i32) -> f64 {
+    let stat = text(format!("/proc/{pid}/stat"));
+    let (_, fields) = stat.rsplit_once(") ").expect("a process");
+    let ticks = fields.split(' ').skip(11).take(2);
+    let ticks = ticks.map(|ticks| ticks.parse::<f64>().expect("a number"));
+    ticks.sum::<f64>() / 100.0
+}
+
 #[test]
 fn a_guest_boots_runs_and_shuts_down_although_each_message_takes_long() {
     let latency_ms = number("SPAN_LATENCY_MS", 1);
     let step_s = STEP_S_PER_MS * latency_ms;
     let world = World::lasting(Duration::from_secs(3 * step_s));
+    let began = Instant::now();
     let guest = Up::three(&world)
         .options(&["--latency", &format!("{latency_ms}ms")])
         .limit_s(step_s)
@@ -32,6 +42,17 @@ fn a_guest_boots_runs_and_shuts_down_although_each_message_takes_long() {
     for node in guest.stats()["nodes"].as_array().expect("nodes") {
         // A request and its answer.
         assert!(waits(node, "p50_ns") >= 2 * latency_ms * MS, "{node}");
+    }
+    // Who waits for a link does so asleep: what nodes do beside is little.
+    let elapsed_s = began.elapsed().as_secs_f64();
+    let status = guest.status();
+    for node in ["a", "b", "c"] {
+        let busy_s = processor_s(status.pid(node));
+        println!("{node}: {busy_s} s of a processor in {elapsed_s:.1} s");
+        assert!(
+            busy_s < elapsed_s / 4.0,
+            "{node}: {busy_s} s of {elapsed_s:.1} s"
+        );
     }
     let log = guest.whole_log();
     for word in [" stall", "BUG", "WARNING", "Call Trace"] {
