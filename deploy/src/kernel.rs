@@ -14,6 +14,10 @@ use crate::source::{self, Source, Wanted};
 use crate::stamp::{self, Stamp};
 use crate::tree;
 
+/// Instructions have files and lines, as `coordinator profile` and gdb show them, and nothing else for debuggers: with types
+/// and variables the kernel would be several times as large.
+const LINES: &str = "KCFLAGS=-g1";
+
 /// Variables that would change what kbuild builds or where.
 const ENVIRONMENT_REMOVED: &[&str] = &[
     "ARCH",
@@ -96,6 +100,7 @@ impl Builder<'_> {
             .add("compiler", prereq::compiler()?)
             .add("libnode", &interface)
             .add("counting", counting.join(","))
+            .add("lines", LINES)
             .hex();
         let linux = out.join("linux");
         let kernel = |out: &Path| -> Result<Kernel> {
@@ -231,6 +236,7 @@ impl Make<'_> {
             .arg("ARCH=um")
             .arg(joined("SPAN_LIBNODE_DIR=", &self.builder.libnode()))
             .arg(format!("-j{jobs}"))
+            .arg(lines(&self.out, &self.tree))
             .args((!self.counting.is_empty()).then(|| counting_variable(self.counting)))
             .args(targets)
             .env("LC_ALL", "C")
@@ -241,6 +247,26 @@ impl Make<'_> {
             .env("KBUILD_BUILD_HOST", "span");
         command
     }
+}
+
+/// With names of files as in the kernel's tree, without the directories of this host: the same file is to be made on each.
+fn lines(out: &Path, tree: &Path) -> std::ffi::OsString {
+    let mut argument = std::ffi::OsString::from(LINES);
+    let mut leave_out = |directory: &Path| {
+        argument.push(" -fdebug-prefix-map=");
+        argument.push(directory);
+        argument.push("/=");
+    };
+    leave_out(tree);
+    // Which kbuild goes by if both are of one directory.
+    let above = out.ancestors().nth(2);
+    if let Some(tree) = above.and_then(|above| tree.strip_prefix(above).ok()) {
+        leave_out(&Path::new("../..").join(tree));
+    }
+    argument.push(" -fdebug-prefix-map=");
+    argument.push(out);
+    argument.push("=.");
+    argument
 }
 
 fn joined(variable: &str, path: &Path) -> std::ffi::OsString {

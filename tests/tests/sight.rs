@@ -264,6 +264,20 @@ fn a_command_is_profiled_from_its_start_to_its_end() {
     let cpus = found["cpus"].as_array().expect("CPUs");
     let all = cpus.iter().all(|cpu| cpu["faults"].as_u64() > Some(0));
     assert!(cpus.len() == 3 && all, "{cpus:?}");
+    // The kernel says where in its source an instruction is.
+    let instructions = found["instructions"].as_array().expect("instructions");
+    let of_the_kernel = |line: &str| {
+        let directories = ["fs/", "kernel/", "mm/"];
+        let directory = directories.iter().any(|name| line.starts_with(name));
+        directory && line.contains(".c:")
+    };
+    assert!(
+        instructions
+            .iter()
+            .filter_map(|instruction| instruction["line"].as_str())
+            .any(of_the_kernel),
+        "{instructions:?}"
+    );
     world.assert_clean();
 }
 

@@ -92,7 +92,10 @@ impl Symbols {
         // Functions that were left out of a program still have lines, at addresses of nothing.
         self.function(address)?;
         let location = self.lines.as_ref()?.find_location(address).ok()??;
-        Some(format!("{}:{}", location.file?, location.line?))
+        // The kernel's are as in its tree.
+        let file = location.file?;
+        let file = file.strip_prefix("./").unwrap_or(file);
+        Some(format!("{file}:{}", location.line?))
     }
 
     /// Name of the function at an address.
