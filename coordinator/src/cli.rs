@@ -200,6 +200,8 @@ pub(crate) enum TopologyCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Print the JSON Schema of topology files, for editors that check and complete them
+    Schema,
     /// Draw a topology as SVG
     Draw {
         /// A file, or the name of a topology that comes with this program

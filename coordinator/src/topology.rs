@@ -10,6 +10,7 @@ mod links;
 pub(crate) mod measure;
 mod parse;
 mod ready;
+mod schema;
 mod shapes;
 pub(crate) mod show;
 pub(crate) mod uplinks;

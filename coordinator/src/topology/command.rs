@@ -1,6 +1,6 @@
 //! `coordinator topology`.
 
-use super::{Topology, draw, find, measure, ready, show};
+use super::{Topology, draw, find, measure, ready, schema, show};
 use crate::cli::{Target, TopologyCommand};
 use crate::failure::Failure;
 use crate::reach::{put, to_json};
@@ -24,6 +24,7 @@ pub(crate) async fn run(command: TopologyCommand) -> Result<u8, Failure> {
                 false => show::text(&topology),
             }
         }
+        TopologyCommand::Schema => schema::SCHEMA.into(),
         TopologyCommand::Draw { file, output } => {
             let svg = draw::svg(&find(&file)?);
             match output {
