@@ -32,6 +32,10 @@ mod tests {
         for (name, text) in READY {
             assert!(allows(text), "{name}");
         }
+        let nothing = "[[node]]\nname = \"a\"\n[[node]]\nname = \"b\"\n\
+                       [[link]]\nbetween = [\"a\", \"b\"]\nback = {}\n";
+        assert!(parse("x", nothing).is_ok(), "the parser");
+        assert!(allows(nothing), "the schema");
     }
 
     #[test]
@@ -92,5 +96,24 @@ mod tests {
         assert_eq!(of("numa"), parts);
         let error = parse("x", "[[node]]\nnuma = [{ what = 1 }]").expect_err("unknown");
         assert!(error.line.contains("`cpus` or `mem`"), "{}", error.line);
+    }
+
+    /// A default that is written down changes nothing.
+    #[test]
+    fn defaults_are_those_that_are_taken() {
+        let schema: Value = serde_json::from_str(SCHEMA).expect("JSON");
+        let node = "[[node]]\nname = \"a\"\n";
+        let read = |text: &str| format!("{:?}", parse("x", text).expect("a topology"));
+        let keys = schema["$defs"]["node"]["properties"].as_object();
+        let defaults = keys.expect("properties").iter().filter_map(|(key, said)| {
+            let default = said.get("default")?;
+            Some((key, default))
+        });
+        let defaults: Vec<_> = defaults.collect();
+        assert!(defaults.iter().any(|(key, _)| *key == "mem"));
+        for (key, default) in defaults {
+            let text = format!("{node}{key} = {default}\n");
+            assert_eq!(read(&text), read(node), "{text}");
+        }
     }
 }
