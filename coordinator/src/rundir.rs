@@ -3,7 +3,7 @@
 //! It holds `control.sock`, `log`, `pid` and what the local agents need. The coordinator holds a `flock`
 //! on the directory itself as long as the guest runs: the lock ends with its holder, however that ends,
 //! so a directory that nobody locks is a leftover and may be removed by whoever wants the name. No
-//! separate lock file could be left behind that way.
+//! separate lock file could be left behind that way. Whoever looks for leftovers shares the lock while he does.
 
 use crate::failure::Failure;
 use nix::errno::Errno;
@@ -12,7 +12,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) const CONTROL_SOCKET: &str = "control.sock";
 pub(crate) const LOG_FILE: &str = "log";
@@ -22,9 +22,9 @@ const PID_FILE: &str = "pid";
 /// Tries to get hold of a directory that others make and remove at the same time.
 const TRIES_MAX: usize = 64;
 
-/// Tries to lock a directory that somebody has locked, and the time between them.
-const BUSY_TRIES_MAX: u32 = 3;
-const BUSY_WAIT_MS: u64 = 2;
+/// How long somebody may take to remove a leftover, on a host that is busy, and how often it is looked whether he has.
+const REMOVAL_S_MAX: u64 = 10;
+const REMOVAL_LOOK_MS: u64 = 2;
 
 /// Generated names tried.
 const GENERATED_MAX: usize = 10_000;
@@ -48,15 +48,20 @@ impl Base {
         Self { path }
     }
 
-    /// Makes the directory of all guests, and refuses one that somebody else could have prepared.
-    fn make(&self) -> Result<(), Failure> {
+    /// Makes the directory of all guests, and refuses one that somebody else could have prepared; false if it has gone
+    /// meanwhile.
+    fn make(&self) -> Result<bool, Failure> {
         let failed = |error: io::Error| Failure::cannot(self.path.display(), error);
         match DirBuilder::new().mode(0o700).create(&self.path) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed(error)),
         }
-        let metadata = fs::symlink_metadata(&self.path).map_err(failed)?;
+        let metadata = match fs::symlink_metadata(&self.path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed(error)),
+        };
         let own = nix::unistd::getuid().as_raw();
         if !metadata.is_dir() || metadata.uid() != own {
             return Err(Failure::failed(format!(
@@ -70,7 +75,7 @@ impl Base {
                 self.path.display()
             )));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Takes a name for a new guest.
@@ -100,25 +105,29 @@ impl Base {
             )));
         }
         let failed = |error: io::Error| Failure::cannot(path.display(), error);
-        let mut busy_left = BUSY_TRIES_MAX;
-        for _ in 0..TRIES_MAX {
-            self.make()?;
-            let made = match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => true,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        let mut tries_left = TRIES_MAX;
+        let removed_by = Instant::now() + Duration::from_secs(REMOVAL_S_MAX);
+        while tries_left > 0 && Instant::now() < removed_by {
+            tries_left -= 1;
+            if !self.make()? {
+                continue;
+            }
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 // The directory of all guests was removed by the last of them just now.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(failed(error)),
-            };
-            let lock = match lock(&path) {
+            }
+            let lock = match lock(&path, FlockArg::LockExclusiveNonblock) {
                 Ok(Some(lock)) => lock,
-                // Somebody who looks for leftovers holds it, for as long as it takes to remove one.
-                Ok(None) if made || busy_left > 0 => {
-                    busy_left -= u32::from(!made);
-                    std::thread::sleep(Duration::from_millis(BUSY_WAIT_MS));
+                Ok(None) if is_running(&path) => return Ok(None),
+                // Somebody who looks for leftovers has it, for as long as it takes to remove one.
+                Ok(None) => {
+                    tries_left += 1;
+                    std::thread::sleep(Duration::from_millis(REMOVAL_LOOK_MS));
                     continue;
                 }
-                Ok(None) => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(failed(error)),
             };
@@ -157,7 +166,7 @@ impl Base {
     }
 
     fn runs(&self, path: &Path) -> bool {
-        match lock(path) {
+        match lock(path, FlockArg::LockSharedNonblock) {
             Ok(Some(_lock)) => {
                 let _ = fs::remove_dir_all(path);
                 false
@@ -190,7 +199,7 @@ impl Base {
 
 /// Whether a guest runs whose directory this is.
 pub(crate) fn is_running(path: &Path) -> bool {
-    matches!(lock(path), Ok(None))
+    matches!(lock(path, FlockArg::LockSharedNonblock), Ok(None))
 }
 
 /// A running guest whose end is waited for.
@@ -211,11 +220,11 @@ impl Watched {
     }
 }
 
-/// Locks a directory, unless somebody else holds it.
-fn lock(path: &Path) -> io::Result<Option<Flock<File>>> {
+/// Locks a directory, unless somebody else holds it in a way that does not go with `how`.
+fn lock(path: &Path, how: FlockArg) -> io::Result<Option<Flock<File>>> {
     let file = File::open(path)?;
     let opened = file.metadata()?.ino();
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    match Flock::lock(file, how) {
         // Between open and lock it may have been removed, and made anew by another.
         Ok(lock) if fs::metadata(path)?.ino() == opened => Ok(Some(lock)),
         Ok(_) => Err(io::ErrorKind::NotFound.into()),
@@ -327,6 +336,34 @@ mod tests {
                 );
                 taken.unwrap();
             }
+        });
+    }
+
+    #[test]
+    fn a_leftover_that_is_being_removed_is_waited_for() {
+        let (_directory, base) = base();
+        drop(base.create(Some("before")).unwrap());
+        base.make().unwrap();
+        let path = base.path.join("guest");
+        DirBuilder::new().mode(0o700).create(&path).unwrap();
+        let remover = lock(&path, FlockArg::LockSharedNonblock).unwrap().unwrap();
+        assert!(!is_running(&path));
+        let (taken, others) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let guest = base.create(Some("guest"));
+                taken.send(()).unwrap();
+                // Whoever is in its place is told so at once.
+                let line = base.create(Some("guest")).unwrap_err().line;
+                assert!(line.contains("runs already"), "{line}");
+                assert!(is_running(&path));
+                drop(guest.unwrap());
+            });
+            let waited = Duration::from_millis(20 * REMOVAL_LOOK_MS);
+            assert!(others.recv_timeout(waited).is_err(), "it is still there");
+            fs::remove_dir_all(&path).unwrap();
+            drop(remover);
+            others.recv().unwrap();
         });
     }
 
