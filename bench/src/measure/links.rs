@@ -21,6 +21,13 @@ const FAULT_LATENCIES_US: [u32; 3] = [50, 200, 1000];
 const FAULT_PAGES: &str = "128";
 const FAULT_KIND: &str = "read";
 
+/// What a measured link has: to a node that sleeps, as the one that is asked, and to one that waits for it.
+const WAYS: [(&str, &str); 2] = [
+    ("/links/0/latency_ns", "to a node that sleeps"),
+    ("/links/0/back/latency_ns", "to a node that waits for it"),
+];
+const BANDWIDTH: &str = "/links/0/bandwidth_bps";
+
 /// Where the ratio of medians is to be.
 const RATIO_MAX: f64 = 1.05;
 
@@ -50,32 +57,41 @@ impl Pair {
 }
 
 pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
-    let mut latencies = vec![Pair::default(); LATENCIES_US.len()];
-    let mut jitter = Pair::default();
+    let mut latencies = vec![WAYS.map(|_| Pair::default()); LATENCIES_US.len()];
+    let mut jitter = WAYS.map(|_| Pair::default());
     let mut bandwidths = vec![Pair::default(); BANDWIDTHS_MBIT.len()];
-    let (mut free, mut error) = (Samples::default(), Samples::default());
+    let mut free = WAYS.map(|_| Samples::default());
+    let mut error = Samples::default();
     setting.repeat("slow links", || {
         let guest = setting.guest("a,b", 1, &[])?;
-        let fast_ns = number(&guest.measure()?, "latency_ns")?;
-        free.add(vec![fast_ns]);
-        for (latency_us, pair) in LATENCIES_US.iter().zip(&mut latencies) {
+        let at_first_ns = one_way(&guest.measure()?)?;
+        for (free, ns) in free.iter_mut().zip(at_first_ns) {
+            free.add(vec![ns]);
+        }
+        for (latency_us, pairs) in LATENCIES_US.iter().zip(&mut latencies) {
+            let before_ns = one_way(&guest.measure()?)?;
             guest.set(&["--latency", &format!("{latency_us}us")])?;
-            let slow_ns = number(&guest.measure()?, "latency_ns")?;
+            let slow_ns = one_way(&guest.measure()?)?;
             guest.set(&["--latency", "0"])?;
             // What else the machine does changes meanwhile.
-            let before_and_after = [fast_ns, number(&guest.measure()?, "latency_ns")?];
-            let fast_ns = before_and_after.iter().sum::<f64>() / 2.0;
-            pair.add(f64::from(*latency_us) * US, slow_ns - fast_ns);
+            let after_ns = one_way(&guest.measure()?)?;
+            for (way, pair) in pairs.iter_mut().enumerate() {
+                let fast_ns = f64::midpoint(before_ns[way], after_ns[way]);
+                pair.add(f64::from(*latency_us) * US, slow_ns[way] - fast_ns);
+            }
         }
         let latency = format!("{}us", 5 * JITTER_US);
         guest.set(&["--latency", &latency, "--jitter", &format!("{JITTER_US}us")])?;
-        let slow_ns = number(&guest.measure()?, "latency_ns")?;
-        jitter.add(f64::from(5 * JITTER_US) * US, slow_ns - fast_ns);
+        let slow_ns = one_way(&guest.measure()?)?;
+        for (way, pair) in jitter.iter_mut().enumerate() {
+            let added_ns = slow_ns[way] - at_first_ns[way];
+            pair.add(f64::from(5 * JITTER_US) * US, added_ns);
+        }
         error.add(vec![guest.error_ns()?]);
         guest.set(&["--latency", "0", "--jitter", "0"])?;
         for (mbit, pair) in BANDWIDTHS_MBIT.iter().zip(&mut bandwidths) {
             guest.set(&["--bandwidth", &format!("{mbit}M")])?;
-            let measured = number(&guest.measure()?, "bandwidth_bps")?;
+            let measured = number(&guest.measure()?, BANDWIDTH)?;
             pair.add(f64::from(*mbit) * 1e6, measured);
         }
         guest.end()
@@ -91,13 +107,17 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     })?;
 
     let us = Unit::Microseconds;
-    let mut figures = vec![Figure::alone(GROUP, "one way, as it is", us, &free)];
-    for (latency_us, pair) in LATENCIES_US.iter().zip(&latencies) {
-        let name = format!("one way, latency {latency_us} µs");
-        figures.push(pair.figure(name, us).aim(RATIO_MAX));
+    let mut figures = Vec::new();
+    for (way, (_, to)) in WAYS.iter().enumerate() {
+        let name = format!("one way {to}, as it is");
+        figures.push(Figure::alone(GROUP, name, us, &free[way]));
+        for (latency_us, pairs) in LATENCIES_US.iter().zip(&latencies) {
+            let name = format!("one way {to}, latency {latency_us} µs");
+            figures.push(pairs[way].figure(name, us).aim(RATIO_MAX));
+        }
+        let name = format!("one way {to}, latency {} ± {JITTER_US} µs", 5 * JITTER_US);
+        figures.push(jitter[way].figure(name, us).aim(RATIO_MAX));
     }
-    let name = format!("one way, latency {} ± {JITTER_US} µs", 5 * JITTER_US);
-    figures.push(jitter.figure(name, us).aim(RATIO_MAX));
     figures.push(Figure::alone(
         GROUP,
         "a message is taken in too early or late by",
@@ -114,10 +134,19 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// A number of the first link of what was measured.
-fn number(measured: &Value, key: &str) -> Result<f64> {
-    let value = measured["links"][0][key].as_f64();
-    value.ok_or_else(|| Error::Failed(format!("nothing measured {key}: {measured}")))
+/// What a message takes each way that is looked at.
+fn one_way(measured: &Value) -> Result<[f64; WAYS.len()]> {
+    let mut ns = [0.0; WAYS.len()];
+    for (ns, (at, _)) in ns.iter_mut().zip(WAYS) {
+        *ns = number(measured, at)?;
+    }
+    Ok(ns)
+}
+
+/// A number of what was measured.
+fn number(measured: &Value, at: &str) -> Result<f64> {
+    let value = measured.pointer(at).and_then(Value::as_f64);
+    value.ok_or_else(|| Error::Failed(format!("nothing measured {at}: {measured}")))
 }
 
 /// What a program waits for a page that the other node has.

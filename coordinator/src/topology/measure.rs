@@ -10,10 +10,15 @@ use crate::status::{NodeStatus, Status};
 use serde_json::json;
 use span_api::guest::Probed;
 use std::fmt::Write;
+use std::time::Duration;
 
 /// Questions for each pair of nodes, of which the median counts. The first are thrown away.
 const QUESTIONS: usize = 101;
 const QUESTIONS_FIRST: usize = 10;
+
+/// Before each question, for far longer than nodes look for messages: whether the one that is asked was still awake would
+/// be chance otherwise.
+const PAUSE: Duration = Duration::from_millis(3);
 
 /// Bulk for each direction, of which the median counts; more of it, until it takes long enough to be timed.
 const BULKS: usize = 5;
@@ -65,6 +70,7 @@ pub(super) async fn run(target: &Target, json: bool) -> Result<String, Failure> 
 async fn pair(prober: &mut Prober, one: usize, other: usize) -> Result<Pair, Failure> {
     let mut answers = Vec::new();
     for _ in 0..QUESTIONS {
+        tokio::time::sleep(PAUSE).await;
         answers.push(prober.probe(one, other, 0).await?);
     }
     let answers = &answers[QUESTIONS_FIRST..];
