@@ -37,7 +37,7 @@ impl Way {
 #[derive(Debug)]
 pub(crate) enum Ran {
     Measured(Outcome),
-    /// QEMU does not make such a machine: why.
+    /// QEMU does not make such a machine, or its kernel has ended: why.
     Refused(String),
 }
 
@@ -79,7 +79,9 @@ impl Qemu {
         append += &format!(" -- {}", arguments.join(" "));
         let mut command = Command::new(PROGRAM);
         command
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max"])
+            // One thread for all CPUs: with several, a CPU was seen to run code that another one was just changing (jump
+            // labels), which ended its kernel.
+            .args(["-accel", "tcg,thread=single", "-cpu", "max"])
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none", "-serial", "stdio"])
             .args(machine(way, described)?)
@@ -91,7 +93,7 @@ impl Qemu {
         let title = format!("gauge {} in {}", arguments[0], way.name());
         match Gauge::run(&title, command) {
             Ok(outcome) => Ok(Ran::Measured(outcome)),
-            Err(Error::Failed(said)) => match refusal(&said) {
+            Err(Error::Failed(said)) => match refusal(&said).or_else(|| panic(&said)) {
                 Some(why) => Ok(Ran::Refused(why)),
                 None => Err(Error::Failed(said)),
             },
@@ -105,6 +107,13 @@ fn refusal(said: &str) -> Option<String> {
     let mut lines = said.lines();
     let line = lines.find_map(|line| line.trim().strip_prefix(PROGRAM)?.strip_prefix(": "))?;
     (!line.starts_with("terminating on signal")).then(|| format!("refused: {line}"))
+}
+
+/// What its kernel had to say in the end.
+fn panic(said: &str) -> Option<String> {
+    let at = said.find("Kernel panic")?;
+    let line = said[at..].lines().next()?;
+    Some(format!("ended: {line}"))
 }
 
 fn parts(described: &Value) -> &[Value] {
@@ -274,6 +283,15 @@ mod tests {
         for other in ["panic", "qemu-system-x86_64: terminating on signal 15"] {
             assert_eq!(refusal(other), None);
         }
+    }
+
+    #[test]
+    fn a_kernel_that_ends_says_why() {
+        let said = "gauge placed in numa=fake: it ended early, with exit code 0\n  \
+                    [    1.9] PKRU: 55555554\n  [    1.9] Kernel panic - not syncing: Fatal exception\n";
+        let why = panic(said).unwrap();
+        assert_eq!(why, "ended: Kernel panic - not syncing: Fatal exception");
+        assert_eq!(panic("it ended early"), None);
     }
 
     #[test]

@@ -157,6 +157,7 @@ fn no_write_is_lost_while_pages_move_between_nodes() {
         .expect(0);
     guest.status().assert_moved(&before);
     let text = outcome.text();
+    println!("{text}");
     let words: Vec<&str> = text.split([' ', ',']).collect();
     let [moved, "moves", "", writes, "writes", "", lost, "lost"] = words[..] else {
         panic!("{text}");

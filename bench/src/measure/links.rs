@@ -21,15 +21,22 @@ const FAULT_LATENCIES_US: [u32; 3] = [50, 200, 1000];
 const FAULT_PAGES: &str = "128";
 const FAULT_KIND: &str = "read";
 
-/// What a measured link has: to a node that sleeps, as the one that is asked, and to one that waits for it.
+/// What a measured link has of one direction.
 const WAYS: [(&str, &str); 2] = [
-    ("/links/0/latency_ns", "to a node that sleeps"),
-    ("/links/0/back/latency_ns", "to a node that waits for it"),
+    ("/links/0/latency_ns", "to a node that waits for it"),
+    ("/links/0/asleep_ns", "to a node that sleeps"),
 ];
 const BANDWIDTH: &str = "/links/0/bandwidth_bps";
 
+/// What a link adds is to be within a share of what it is to add, or so much, whichever is more.
+const OFF_MAX: f64 = 0.05;
+const OFF_NS_MAX: f64 = 5.0 * US;
+
 /// Where the ratio of medians is to be.
-const RATIO_MAX: f64 = 1.05;
+pub(super) fn ratio_max(configured: &Samples) -> f64 {
+    let configured_ns = configured.summary().map_or(f64::MAX, |of| of.median);
+    1.0 + OFF_MAX.max(OFF_NS_MAX / configured_ns)
+}
 
 /// What was asked for, and what it was.
 #[derive(Debug, Default, Clone)]
@@ -42,6 +49,12 @@ impl Pair {
     fn add(&mut self, configured: f64, measured: f64) {
         self.configured.add(vec![configured]);
         self.measured.add(vec![measured]);
+    }
+
+    /// A time that is added.
+    fn added(&self, name: String) -> Figure {
+        self.figure(name, Unit::Microseconds)
+            .aim(ratio_max(&self.configured))
     }
 
     fn figure(&self, name: String, unit: Unit) -> Figure {
@@ -113,10 +126,10 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
         figures.push(Figure::alone(GROUP, name, us, &free[way]));
         for (latency_us, pairs) in LATENCIES_US.iter().zip(&latencies) {
             let name = format!("one way {to}, latency {latency_us} µs");
-            figures.push(pairs[way].figure(name, us).aim(RATIO_MAX));
+            figures.push(pairs[way].added(name));
         }
         let name = format!("one way {to}, latency {} ± {JITTER_US} µs", 5 * JITTER_US);
-        figures.push(jitter[way].figure(name, us).aim(RATIO_MAX));
+        figures.push(jitter[way].added(name));
     }
     figures.push(Figure::alone(
         GROUP,
@@ -129,7 +142,7 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
     }
     for (latency_us, pair) in FAULT_LATENCIES_US.iter().zip(&faults) {
         let name = format!("read fault, latency {latency_us} µs there and back");
-        figures.push(pair.figure(name, us).aim(RATIO_MAX));
+        figures.push(pair.added(name));
     }
     Ok(figures)
 }

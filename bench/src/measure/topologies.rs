@@ -1,6 +1,7 @@
 //! The topologies that come with the program: what a guest's programs wait for memory of each kind of neighbour, against
 //! what the file says of the link, and beside what the same machine takes in QEMU.
 
+use super::links::ratio_max;
 use crate::error::{Error, Result};
 use crate::figures::{Figure, Unit};
 use crate::qemu::{self, Qemu, Ran, Way};
@@ -10,9 +11,6 @@ use serde_json::Value;
 
 const GROUP: &str = "Topologies: memory of another node, against the link that the file describes";
 const CONFIGURED: &str = "configured";
-
-/// Where the ratio of medians is to be.
-const RATIO_MAX: f64 = 1.05;
 
 const NS_A_SECOND: f64 = 1e9;
 const PAGE_BITS: f64 = 4096.0 * 8.0;
@@ -151,7 +149,7 @@ pub(crate) fn measure(setting: &Setting) -> Result<Vec<Figure>> {
         let name = format!("{topology}, {here} of {home}, written by {there}: added to a page");
         let (is, of) = (&pair.fetched, &pair.page);
         let added = Figure::compared(GROUP, name, Unit::Microseconds, CONFIGURED, of, is);
-        figures.push(added.aim(RATIO_MAX));
+        figures.push(added.aim(ratio_max(of)));
     }
     Ok(figures)
 }
@@ -210,7 +208,7 @@ fn figures(free: &Free, pairs: &[Vec<Pair>], emulated: &[[Emulated; 2]]) -> Resu
             let name = |what| format!("{topology}, {from} of {to}: {what}");
             let (is, of) = (&pair.fetched, &pair.page);
             let added = Figure::compared(GROUP, name("added to a page"), us, CONFIGURED, of, is);
-            figures.push(added.aim(RATIO_MAX));
+            figures.push(added.aim(ratio_max(of)));
             if pair.streamed.summary().is_some() {
                 let (is, of) = (&pair.streamed, &pair.bandwidth);
                 let name = name("pages in order");

@@ -1,5 +1,8 @@
 //! What the links of a running guest take: its nodes send each other questions and bulk, through the connections that
 //! pages move on, one at a time.
+//!
+//! A question goes to a node that sleeps, and waking it is in what that takes. The answer goes to one that waits for it, as
+//! who waits for a page does: that is a link's latency. So both nodes of a pair ask.
 
 use crate::cli::Target;
 use crate::control::{Client, Prober};
@@ -12,8 +15,8 @@ use span_api::guest::Probed;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// Questions for each pair of nodes, of which the median counts. The first are thrown away.
-const QUESTIONS: usize = 101;
+/// Questions of each node to each other, of which the median counts. The first are thrown away.
+const QUESTIONS: usize = 61;
 const QUESTIONS_FIRST: usize = 10;
 
 /// Before each question, for far longer than nodes look for messages: whether the one that is asked was still awake would
@@ -30,7 +33,18 @@ const BULK_NS_MIN: u64 = 20_000_000;
 #[derive(Debug, Clone, Copy, Default)]
 struct Direction {
     latency_ns: u64,
+    /// Half of all take between so much less and so much more: the jitter that a link is given, evenly spread, is twice that.
+    spread_ns: u64,
+    /// To a node that sleeps.
+    asleep_ns: u64,
     bandwidth_bps: u64,
+}
+
+impl Direction {
+    /// Never more than the latency, as a topology may say.
+    fn jitter_ns(self) -> u64 {
+        (2 * self.spread_ns).min(self.latency_ns)
+    }
 }
 
 #[derive(Debug)]
@@ -68,29 +82,48 @@ pub(super) async fn run(target: &Target, json: bool) -> Result<String, Failure> 
 }
 
 async fn pair(prober: &mut Prober, one: usize, other: usize) -> Result<Pair, Failure> {
-    let mut answers = Vec::new();
-    for _ in 0..QUESTIONS {
-        tokio::time::sleep(PAUSE).await;
-        answers.push(prober.probe(one, other, 0).await?);
-    }
-    let answers = &answers[QUESTIONS_FIRST..];
-    let of = |of: fn(&Probed) -> u64| median(answers.iter().map(of).collect());
+    let (asked, asked_back) = (
+        ask(prober, one, other).await?,
+        ask(prober, other, one).await?,
+    );
     let mut pair = Pair {
         one,
         other,
-        round_trip_ns: of(|it| it.answered_ns.saturating_sub(it.sent_ns)),
-        there: Direction {
-            latency_ns: of(|it| it.arrived_ns.saturating_sub(it.sent_ns)),
-            bandwidth_bps: 0,
-        },
-        back: Direction {
-            latency_ns: of(|it| it.answered_ns.saturating_sub(it.arrived_ns)),
-            bandwidth_bps: 0,
-        },
+        round_trip_ns: median(of(&asked, |it| it.answered_ns.saturating_sub(it.sent_ns))),
+        there: direction(&asked, &asked_back),
+        back: direction(&asked_back, &asked),
     };
     pair.there.bandwidth_bps = bandwidth(prober, one, other, pair.there.latency_ns).await?;
     pair.back.bandwidth_bps = bandwidth(prober, other, one, pair.back.latency_ns).await?;
     Ok(pair)
+}
+
+async fn ask(prober: &mut Prober, from: usize, to: usize) -> Result<Vec<Probed>, Failure> {
+    let mut answers = Vec::new();
+    for _ in 0..QUESTIONS {
+        tokio::time::sleep(PAUSE).await;
+        answers.push(prober.probe(from, to, 0).await?);
+    }
+    Ok(answers.split_off(QUESTIONS_FIRST))
+}
+
+fn of(answers: &[Probed], of: fn(&Probed) -> u64) -> Vec<u64> {
+    answers.iter().map(of).collect()
+}
+
+/// What questions took that went this way, and answers to those that went the other way.
+fn direction(asked: &[Probed], asked_back: &[Probed]) -> Direction {
+    let answers = of(asked_back, |it| {
+        it.answered_ns.saturating_sub(it.arrived_ns)
+    });
+    let latency_ns = median(answers.clone());
+    let off = |ns: &u64| ns.abs_diff(latency_ns);
+    Direction {
+        latency_ns,
+        spread_ns: median(answers.iter().map(off).collect()),
+        asleep_ns: median(of(asked, |it| it.arrived_ns.saturating_sub(it.sent_ns))),
+        bandwidth_bps: 0,
+    }
 }
 
 async fn bandwidth(
@@ -124,14 +157,19 @@ fn median(mut numbers: Vec<u64>) -> u64 {
 
 fn as_json(status: &Status, pairs: &[Pair]) -> serde_json::Value {
     let name = |node: usize| &status.nodes[node].name;
-    let pair = |pair: &Pair| {
+    let direction = |it: &Direction| {
         json!({
-            "from": name(pair.one), "to": name(pair.other), "round_trip_ns": pair.round_trip_ns,
-            "latency_ns": pair.there.latency_ns, "bandwidth_bps": pair.there.bandwidth_bps,
-            "back": {
-                "latency_ns": pair.back.latency_ns, "bandwidth_bps": pair.back.bandwidth_bps,
-            },
+            "latency_ns": it.latency_ns, "jitter_ns": it.jitter_ns(), "asleep_ns": it.asleep_ns,
+            "bandwidth_bps": it.bandwidth_bps,
         })
+    };
+    let pair = |pair: &Pair| {
+        let mut link = direction(&pair.there);
+        link["from"] = json!(name(pair.one));
+        link["to"] = json!(name(pair.other));
+        link["round_trip_ns"] = json!(pair.round_trip_ns);
+        link["back"] = direction(&pair.back);
+        link
     };
     let node = |node: &NodeStatus| {
         json!({
@@ -161,20 +199,21 @@ fn as_file(status: &Status, pairs: &[Pair]) -> String {
     }
     for pair in pairs {
         let (one, other) = (&status.nodes[pair.one].name, &status.nodes[pair.other].name);
-        let values = |direction: &Direction| {
-            let latency = time_text(rounded(direction.latency_ns));
-            let bandwidth = bandwidth_text(rounded(direction.bandwidth_bps));
-            (latency, bandwidth)
+        let values = |it: &Direction, separator: &str| {
+            let latency = time_text(rounded(it.latency_ns));
+            let mut values = vec![format!("latency = \"{latency}\"")];
+            if it.jitter_ns() > 0 {
+                let jitter = time_text(rounded(it.jitter_ns()));
+                values.push(format!("jitter = \"{jitter}\""));
+            }
+            let bandwidth = bandwidth_text(rounded(it.bandwidth_bps));
+            values.push(format!("bandwidth = \"{bandwidth}\""));
+            values.join(separator)
         };
-        let (latency, bandwidth) = values(&pair.there);
-        let _ = write!(
-            text,
-            "\n[[link]]\nbetween = [\"{one}\", \"{other}\"]\nlatency = \"{latency}\"\nbandwidth = \"{bandwidth}\"\n"
-        );
-        let (latency, bandwidth) = values(&pair.back);
+        let (there, back) = (values(&pair.there, "\n"), values(&pair.back, ", "));
         let _ = writeln!(
             text,
-            "back = {{ latency = \"{latency}\", bandwidth = \"{bandwidth}\" }}"
+            "\n[[link]]\nbetween = [\"{one}\", \"{other}\"]\n{there}\nback = {{ {back} }}"
         );
     }
     text
@@ -229,21 +268,50 @@ mod tests {
             round_trip_ns: 3,
             there: Direction {
                 latency_ns: 43_219,
+                spread_ns: 2_004,
+                asleep_ns: 70_000,
                 bandwidth_bps: 1_234_567_890,
             },
             back: Direction {
                 latency_ns: 1_000_000,
+                spread_ns: 0,
+                asleep_ns: 1_000_000,
                 bandwidth_bps: 900_000,
             },
         }];
         let topology = parse("measured", &as_file(&status, &pairs)).unwrap();
         let (there, back) = (topology.links.get(0, 1), topology.links.get(1, 0));
         assert_eq!(
-            (there.latency_ns, there.bandwidth_bps),
-            (43_200, 1_230_000_000)
+            (there.latency_ns, there.jitter_ns, there.bandwidth_bps),
+            (43_200, 4_010, 1_230_000_000)
         );
-        assert_eq!((back.latency_ns, back.bandwidth_bps), (1_000_000, 900_000));
+        assert_eq!((back.latency_ns, back.jitter_ns), (1_000_000, 0));
+        assert_eq!(back.bandwidth_bps, 900_000);
         assert_eq!(topology.nodes[1].cpus, 0);
+    }
+
+    #[test]
+    fn answers_say_what_a_link_takes_and_questions_what_sleepers_do() {
+        let probed = |arrived_ns: u64, answered_ns: u64| Probed {
+            node: 0,
+            sent_ns: 1_000,
+            arrived_ns: 1_000 + arrived_ns,
+            answered_ns: 1_000 + arrived_ns + answered_ns,
+        };
+        let asked: Vec<Probed> = (0..51).map(|_| probed(40, 900)).collect();
+        // Between 80 and 120, evenly.
+        let asked_back: Vec<Probed> = (0..41).map(|off| probed(7, 80 + off)).collect();
+        let there = direction(&asked, &asked_back);
+        assert_eq!((there.latency_ns, there.asleep_ns), (100, 40));
+        assert_eq!(there.jitter_ns(), 20);
+        // A topology may not have more jitter than latency.
+        let (spread_ns, latency_ns) = (9, 10);
+        let wild = Direction {
+            latency_ns,
+            spread_ns,
+            ..Direction::default()
+        };
+        assert_eq!(wild.jitter_ns(), latency_ns);
     }
 
     #[test]
