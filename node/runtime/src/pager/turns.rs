@@ -19,10 +19,14 @@ const THREADS: usize = 4;
 /// for little runs before those who want to compute: else a fault waits for their turns to end.
 const SLICE_NS: u64 = 100_000;
 
-/// So much nicer than the pager's threads are all others, if the host lets this process say so (`CAP_SYS_NICE`,
-/// `RLIMIT_NICE`): with nine times the weight hardly anything is more than a thread's share. Whom a message wakes is
-/// run before who woke him has done with it, and without this that one waits for the next tick, while a program
+/// So much nicer than the pager's threads are all others while somebody computes here, if the host lets this process say so
+/// (`CAP_SYS_NICE`, `RLIMIT_NICE`): with nine times the weight hardly anything is more than a thread's share. Whom a message
+/// wakes is run before who woke him has done with it, and without this that one waits for the next tick, while a program
 /// computes: in a stencil's trace once in every second round of 15 ms.
+///
+/// But only then. Otherwise whoever waits awake gives way to others all the time, and those hardly get a turn beside
+/// somebody with nine times their weight: a node that looked for messages on the processor of the one that was to send
+/// them kept it waiting for 200 µs.
 const NICER: i32 = 10;
 
 /// Linux' least.
@@ -47,12 +51,13 @@ pub(super) fn serve(post: Post) -> NetError {
 
 fn take_turns(posts: &Receiver<Post>, next: &Sender<Post>) -> NetError {
     // Not before it has made threads: they, the CPUs that they make, and their stubs would inherit it.
-    ask_to_run_at_once();
+    let mut turns = Turns::ask();
     loop {
         let Ok(mut post) = posts.recv() else {
             return NetError::Protocol("nobody serves");
         };
         loop {
+            turns.press(spin::is_crowded());
             match post.serve() {
                 Err(error) => return error,
                 Ok(slept) if slept && spin::is_crowded() => break,
@@ -63,8 +68,47 @@ fn take_turns(posts: &Receiver<Post>, next: &Sender<Post>) -> NetError {
     }
 }
 
-/// Where the host cannot do it, faults wait a little longer on a busy host.
-fn ask_to_run_at_once() {
+/// What the calling thread has asked of the host's scheduler. Where the host cannot do it, faults wait a little longer on a
+/// busy host.
+#[derive(Debug)]
+struct Turns {
+    /// As all others are.
+    nice: i32,
+    /// Before them; none if the host does not allow it.
+    before: Option<i32>,
+    presses: bool,
+}
+
+impl Turns {
+    /// Short ones.
+    fn ask() -> Self {
+        // SAFETY: no pointers.
+        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        let before = (nice - NICER).max(NICE_MIN);
+        let before = ask(before).then_some(before);
+        ask(nice);
+        Self {
+            nice,
+            before,
+            presses: false,
+        }
+    }
+
+    /// Before all others, or no longer.
+    fn press(&mut self, presses: bool) {
+        if let Some(before) = self.before
+            && presses != self.presses
+        {
+            let nice = if presses { before } else { self.nice };
+            if ask(nice) {
+                self.presses = presses;
+            }
+        }
+    }
+}
+
+/// Whether the host gives the calling thread short turns, and lets it be so nice.
+fn ask(nice: i32) -> bool {
     /// `struct sched_attr` in its first version.
     #[repr(C)]
     #[derive(Default)]
@@ -78,19 +122,13 @@ fn ask_to_run_at_once() {
         deadline: u64,
         period: u64,
     }
-    // SAFETY: no pointers.
-    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-    for nice in [(nice - NICER).max(NICE_MIN), nice] {
-        let attributes = SchedAttr {
-            size: size_of::<SchedAttr>() as u32,
-            policy: libc::SCHED_OTHER as u32,
-            nice,
-            runtime: SLICE_NS,
-            ..SchedAttr::default()
-        };
-        // SAFETY: passes a local.
-        if unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } == 0 {
-            return;
-        }
-    }
+    let attributes = SchedAttr {
+        size: size_of::<SchedAttr>() as u32,
+        policy: libc::SCHED_OTHER as u32,
+        nice,
+        runtime: SLICE_NS,
+        ..SchedAttr::default()
+    };
+    // SAFETY: passes a local.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) == 0 }
 }
