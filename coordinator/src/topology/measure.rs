@@ -201,13 +201,14 @@ fn as_file(status: &Status, pairs: &[Pair]) -> String {
         let (one, other) = (&status.nodes[pair.one].name, &status.nodes[pair.other].name);
         let values = |it: &Direction, separator: &str| {
             let latency = time_text(rounded(it.latency_ns));
-            let mut values = vec![format!("latency = \"{latency}\"")];
-            if it.jitter_ns() > 0 {
-                let jitter = time_text(rounded(it.jitter_ns()));
-                values.push(format!("jitter = \"{jitter}\""));
-            }
+            let jitter = time_text(rounded(it.jitter_ns()));
             let bandwidth = bandwidth_text(rounded(it.bandwidth_bps));
-            values.push(format!("bandwidth = \"{bandwidth}\""));
+            // All of it: what is not said of the way back is as on the way there.
+            let values = [
+                format!("latency = \"{latency}\""),
+                format!("jitter = \"{jitter}\""),
+                format!("bandwidth = \"{bandwidth}\""),
+            ];
             values.join(separator)
         };
         let (there, back) = (values(&pair.there, "\n"), values(&pair.back, ", "));
