@@ -43,7 +43,7 @@ fn policies_are_kept_on_every_node() {
 fn assert_passed(guest: &Detached, program: &Path, expected: &[&str]) {
     let outcome = guest.exec_within(&[&program.display().to_string()], 120);
     let text = outcome.text();
-    assert_eq!(outcome.code, 0, "{text}");
+    assert_eq!(outcome.code, 0, "{text}{}", outcome.stderr);
     let passed: Vec<&str> = text
         .lines()
         .filter(|line| line.starts_with("ok ") && !line.contains("# SKIP"))
