@@ -23,6 +23,9 @@ const MERGING: &[&str] = &[
     SKIPPED,
 ];
 
+/// Of each node.
+const CPUS: [&str; 3] = ["0", "1-2", "3-4"];
+
 /// Of `ksm_functional_tests`. One more asks for userfaultfd, which this kernel has not got.
 const FUNCTIONS: usize = 9;
 
@@ -45,8 +48,10 @@ fn the_kernel_finds_nothing_in_pages_that_are_merged() {
     // The test waits for two scans, and a smart one passes over what it has looked at in vain.
     guest.sh("echo 0 > /sys/kernel/mm/ksm/smart_scan");
     let before = guest.status();
-    for arguments in MERGING {
-        let argv: Vec<&str> = std::iter::once(merging.as_str())
+    // On each node in turn: where the guest's scheduler puts programs that run for moments is chance.
+    for (arguments, cpus) in MERGING.iter().zip(CPUS.iter().cycle()) {
+        let argv: Vec<&str> = ["taskset", "-c", cpus, &merging]
+            .into_iter()
             .chain(arguments.split(' '))
             .collect();
         let outcome = guest.exec_within(&argv, PROGRAM_S_MAX);
