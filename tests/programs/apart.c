@@ -8,7 +8,10 @@
  *         memory holds what it should. Prints how often each was done.
  *     apart hunt FIRST-CPU OTHER-CPU ROUNDS
  *         After many faults on both CPUs, one thread has the kernel fill memory, and the other one replaces it meanwhile by
- *         some that nobody may use: a fault that is not over then would leave a page there. Prints how often. */
+ *         some that nobody may use: a fault that is not over then would leave a page there. Prints how often.
+ *     apart starve COMPUTING-CPU CALLING-CPU SECONDS
+ *         One thread computes, the other one makes system calls. Prints how many, and how much of all that was computed
+ *         was so between two of them, at most, in thousandths. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -20,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -299,6 +303,41 @@ static int mix(char **argv)
 	return 0;
 }
 
+/* starve */
+
+static atomic_ulong computed;
+
+static void *compute(void *cpu)
+{
+	pin((long)cpu);
+	while (!stop)
+		atomic_store_explicit(&computed, computed + 1, memory_order_relaxed);
+	return NULL;
+}
+
+static int starve(char **argv)
+{
+	time_t end = time(NULL) + atol(argv[2]) + 1;
+	unsigned long first, last, now, longest = 0;
+	long calls = 0;
+	pthread_t other;
+
+	pin(atol(argv[1]));
+	other = start(compute, atol(argv[0]));
+	while (!computed)
+		sched_yield();
+	for (first = last = computed; time(NULL) < end; last = now, calls++) {
+		syscall(SYS_getppid);
+		now = computed;
+		if (now - last > longest)
+			longest = now - last;
+	}
+	stop = 1;
+	pthread_join(other, NULL);
+	printf("%ld calls, %lu of 1000\n", calls, 1000 * longest / (last - first));
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 5 && !strcmp(argv[1], "turns"))
@@ -307,5 +346,7 @@ int main(int argc, char **argv)
 		return mix(argv + 2);
 	if (argc == 5 && !strcmp(argv[1], "hunt"))
 		return hunt(argv + 2);
+	if (argc == 5 && !strcmp(argv[1], "starve"))
+		return starve(argv + 2);
 	return 2;
 }
