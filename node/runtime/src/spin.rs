@@ -134,9 +134,10 @@ impl Crowd {
     }
 
     /// Somebody sleeps who would have looked.
-    fn shorten(&self) {
-        let shorter = |until_ns: u64| Some(until_ns.saturating_sub(SHORTER_NS));
-        // It does not fail: there is always a new value.
+    fn shorten(&self, now_ns: u64) {
+        let shorter =
+            |until_ns: u64| (now_ns < until_ns).then(|| until_ns.saturating_sub(SHORTER_NS));
+        // Or it is over, and programs of this node's own have all processors: no cause to write.
         let _ = self.until_ns.fetch_update(Relaxed, Relaxed, shorter);
     }
 
@@ -148,7 +149,7 @@ impl Crowd {
         if self.is_there(processor, began_ns) {
             let is_ready = ready();
             if !is_ready {
-                self.shorten();
+                self.shorten(began_ns);
             }
             return is_ready;
         }
