@@ -4,6 +4,7 @@
 //! Its output gets credit at once: whoever is attached and does not keep up is detached rather than
 //! allowed to hold up the others.
 
+use crate::backlog;
 use crate::environment;
 use crate::session::{Session, Sessions, locked, output_bytes};
 use crate::stdio::Pipe;
@@ -11,9 +12,6 @@ use span_api::session::{Command, FromInit, ToInit, WINDOW_BYTES, WindowSize};
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use tokio::sync::mpsc;
-
-/// Messages waiting for one attached terminal.
-const ATTACHED_MESSAGES_MAX: usize = 64;
 
 /// What the attached have asked, waiting for the shell.
 const ASKED_MESSAGES_MAX: usize = 16;
@@ -33,11 +31,11 @@ pub(crate) struct Console {
 #[derive(Debug)]
 enum Asked {
     Attach {
-        attached: mpsc::Sender<FromInit>,
+        attached: backlog::Sender<FromInit>,
         size: WindowSize,
     },
     Message {
-        from: mpsc::Sender<FromInit>,
+        from: backlog::Sender<FromInit>,
         message: ToInit,
     },
 }
@@ -45,7 +43,7 @@ enum Asked {
 impl Console {
     /// Attaches a terminal, starting the shell if none runs. An error is one line.
     pub(crate) fn attach(&self, sessions: &Sessions, size: WindowSize) -> Result<Pipe, String> {
-        let (attached, from_init) = mpsc::channel(ATTACHED_MESSAGES_MAX);
+        let (attached, output) = backlog::new();
         let (to_init, mut messages) = mpsc::channel(ASKED_MESSAGES_MAX);
         let shell = {
             let mut shell = locked(&self.shell);
@@ -62,14 +60,19 @@ impl Console {
                 .map_err(|_| "the console is busy".to_string())?;
             shell.insert(running).clone()
         };
+        // The only strong one is the shell's: who is detached sees the end.
+        let attached = attached.downgrade();
         tokio::spawn(async move {
             while let Some(message) = messages.recv().await {
-                let from = attached.clone();
+                let Some(from) = attached.upgrade() else {
+                    return;
+                };
                 if shell.send(Asked::Message { from, message }).await.is_err() {
                     return;
                 }
             }
         });
+        let from_init = output.into_pipe();
         Ok(Pipe { to_init, from_init })
     }
 }
@@ -90,12 +93,12 @@ fn start(session: Session, size: WindowSize) -> mpsc::Sender<Asked> {
 #[derive(Debug)]
 struct Shell {
     session: Session,
-    attached: Vec<mpsc::Sender<FromInit>>,
+    attached: Vec<backlog::Sender<FromInit>>,
     recent: VecDeque<u8>,
     /// How much more may be typed.
     credit: u32,
     /// What was typed beyond that, and by whom.
-    held: Option<(mpsc::Sender<FromInit>, Vec<u8>)>,
+    held: Option<(backlog::Sender<FromInit>, Vec<u8>)>,
 }
 
 impl Shell {
@@ -149,7 +152,7 @@ impl Shell {
             self.recent.drain(..excess);
         }
         self.attached
-            .retain(|attached| attached.try_send(message.clone()).is_ok());
+            .retain(|attached| attached.send(message.clone()).is_ok());
         let ended = matches!(
             message,
             FromInit::Exited { .. } | FromInit::StartFailed { .. }
@@ -174,7 +177,7 @@ impl Shell {
                 }
                 let data: Vec<u8> = self.recent.iter().copied().collect();
                 if !data.is_empty() {
-                    let _ = attached.try_send(FromInit::Stdout { id: 0, data });
+                    let _ = attached.send(FromInit::Stdout { id: 0, data });
                 }
                 self.attached.push(attached);
                 self.session.send(ToInit::Resize { id: 0, size }).await
@@ -193,7 +196,11 @@ impl Shell {
     }
 
     /// Passes on what somebody typed, as soon as the shell takes it.
-    async fn typed(&mut self, from: mpsc::Sender<FromInit>, data: Vec<u8>) -> Result<(), String> {
+    async fn typed(
+        &mut self,
+        from: backlog::Sender<FromInit>,
+        data: Vec<u8>,
+    ) -> Result<(), String> {
         let bytes = data.len() as u32;
         if bytes > self.credit {
             self.held = Some((from, data));
@@ -201,7 +208,7 @@ impl Shell {
         }
         self.credit -= bytes;
         // Who does not take it is about to be detached.
-        let _ = from.try_send(FromInit::Credit { id: 0, bytes });
+        let _ = from.send(FromInit::Credit { id: 0, bytes });
         self.session.send(ToInit::Stdin { id: 0, data }).await
     }
 }

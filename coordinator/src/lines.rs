@@ -9,6 +9,7 @@ mod ends;
 mod wanted;
 mod window;
 
+use crate::backlog;
 use crate::session::{Sessions, locked};
 use crate::stdio::Pipe;
 pub(crate) use ends::Ends;
@@ -22,8 +23,7 @@ use tokio::sync::{mpsc, watch};
 use wanted::Other;
 pub(crate) use wanted::Wanted;
 
-/// Messages waiting for one who is attached, of at most 4 KiB each; and of them.
-const ATTACHED_MESSAGES_MAX: usize = 256;
+/// Messages of one who is attached.
 const ASKED_MESSAGES_MAX: usize = 16;
 
 /// Recent output shown to who attaches, in bytes.
@@ -60,7 +60,7 @@ struct Attachments {
     /// Of the host's terminal that is its other end.
     terminal: Option<String>,
     recent: VecDeque<u8>,
-    attached: Vec<mpsc::Sender<FromInit>>,
+    attached: Vec<backlog::Sender<FromInit>>,
     /// Of whom so many have a terminal.
     sized: usize,
 }
@@ -110,7 +110,7 @@ impl Hub {
             line.recent.drain(..excess);
             let message = FromInit::Stdout { id: 0, data };
             line.attached
-                .retain(|attached| attached.try_send(message.clone()).is_ok());
+                .retain(|attached| attached.send(message.clone()).is_ok());
         }
     }
 
@@ -144,7 +144,7 @@ impl Hub {
     pub(crate) fn attach(&self, line: Line, size: Option<WindowSize>) -> Result<Pipe, String> {
         let agent = self.0.agent.borrow().clone();
         let agent = agent.ok_or("the guest is not running yet")?;
-        let (attached, from_init) = mpsc::channel(ATTACHED_MESSAGES_MAX);
+        let (attached, output) = backlog::new();
         let (to_init, asked) = mpsc::channel(ASKED_MESSAGES_MAX);
         {
             let mut lines = locked(&self.0.lines);
@@ -159,7 +159,7 @@ impl Hub {
             }
             let data: Vec<u8> = known.recent.iter().copied().collect();
             if !data.is_empty() {
-                let _ = attached.try_send(FromInit::Stdout { id: 0, data });
+                let _ = attached.send(FromInit::Stdout { id: 0, data });
             }
             known.attached.push(attached.clone());
             known.sized += usize::from(size.is_some());
@@ -167,6 +167,7 @@ impl Hub {
         // The only strong one is the line's: who is detached sees the end.
         let attached = attached.downgrade();
         tokio::spawn(self.clone().pass_on(line, size, asked, agent, attached));
+        let from_init = output.into_pipe();
         Ok(Pipe { to_init, from_init })
     }
 
@@ -177,7 +178,7 @@ impl Hub {
         size: Option<WindowSize>,
         mut asked: mpsc::Receiver<ToInit>,
         agent: mpsc::Sender<ToAgent>,
-        attached: mpsc::WeakSender<FromInit>,
+        attached: backlog::WeakSender<FromInit>,
     ) {
         self.resize(line, size);
         while let Some(message) = asked.recv().await {
@@ -188,7 +189,7 @@ impl Hub {
                         break;
                     }
                     if let Some(attached) = attached.upgrade() {
-                        let _ = attached.try_send(FromInit::Credit { id: 0, bytes });
+                        let _ = attached.send(FromInit::Credit { id: 0, bytes });
                     }
                 }
                 ToInit::Resize { size: new, .. } if size.is_some() => self.resize(line, Some(new)),
@@ -201,7 +202,7 @@ impl Hub {
         let left = attached.upgrade();
         if let Some(known) = locked(&self.0.lines).get_mut(&line) {
             known.attached.retain(|other| {
-                let same = left.as_ref().is_some_and(|left| other.same_channel(left));
+                let same = left.as_ref().is_some_and(|left| other.same_backlog(left));
                 !same && !other.is_closed()
             });
             known.sized -= usize::from(size.is_some());

@@ -12,6 +12,7 @@
 //! directory with its lock.
 
 mod artefacts;
+mod backlog;
 mod certificates;
 mod cli;
 mod console;

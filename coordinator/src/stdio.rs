@@ -2,7 +2,8 @@
 //!
 //! Reading stdin and writing stdout may block for as long as the other side likes, so each has a thread
 //! of its own; both are abandoned when the program ends. Credit is given for output when it has been
-//! written, so that a user who does not read holds up the command, and memory stays bounded.
+//! written, so that a user who does not read holds up the command, and memory stays bounded. Lines and the shared shell
+//! do not wait for credit: no more of them is taken than a window has room for.
 
 use crate::terminal::{self, Raw};
 use span_api::session::{Command, DATA_BYTES_MAX, Exit, FromInit, ToInit, WINDOW_BYTES};
@@ -56,6 +57,7 @@ pub(crate) async fn run(mut pipe: Pipe, command: Option<Command>, options: Optio
     let mut input_open = true;
     let (output, mut written) = write_output();
     let mut broken = false;
+    let mut unwritten: u32 = 0;
     // Input that has not got credit yet.
     let mut held: Option<Vec<u8>> = None;
 
@@ -68,14 +70,16 @@ pub(crate) async fn run(mut pipe: Pipe, command: Option<Command>, options: Optio
             let _ = pipe.to_init.send(ToInit::Stdin { id: 0, data }).await;
         }
         tokio::select! {
-            message = pipe.from_init.recv() => match message {
+            message = pipe.from_init.recv(), if unwritten <= WINDOW_BYTES => match message {
                 Some(FromInit::Credit { bytes, .. }) => {
                     input_credit = input_credit.saturating_add(bytes).min(WINDOW_BYTES);
                 }
                 Some(FromInit::Stdout { data, .. }) => {
+                    unwritten += data.len() as u32;
                     let _ = output.send(Output { stderr: false, data });
                 }
                 Some(FromInit::Stderr { data, .. }) => {
+                    unwritten += data.len() as u32;
                     let _ = output.send(Output { stderr: true, data });
                 }
                 Some(FromInit::Exited { exit, .. }) => break Ended::Code(exit_code(exit)),
@@ -86,6 +90,7 @@ pub(crate) async fn run(mut pipe: Pipe, command: Option<Command>, options: Optio
                 None => break Ended::Lost,
             },
             Some(report) = written.recv() => {
+                unwritten -= report.bytes;
                 if report.failed && !broken {
                     // What a local command would get, whose reader went away.
                     broken = true;

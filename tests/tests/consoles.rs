@@ -175,13 +175,22 @@ fn nobody_at_a_line_holds_up_the_guest() {
     let mut stopped = guest.attach("ssl2");
     let reader = guest.attach("ssl2");
     stopped.signal(Signal::SIGSTOP);
+    // One that goes on, but whose own output nobody takes.
+    let mut command = world.command("coordinator");
+    command.args(["console", "flooded", "ssl2"]);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut stuck = command.spawn().expect("a console");
+    assert!(wait_until(STEP, || attached(&guest, "ssl2") == 3));
     let channel = guest.lines()[2]["channel"]
         .as_str()
         .expect("text")
         .to_string();
     let path = channel.strip_prefix("pty:").expect("a terminal");
     assert!(path.starts_with("/dev/pts/"), "{path}");
-    // A terminal where nobody is, a reader that does not read, and nobody at all.
+    // A terminal where nobody is, readers that do not read, and nobody at all.
     for device in ["/dev/tty2", "/dev/ttyS2", "/dev/tty3"] {
         let script = format!(
             "stty raw <{device}; head -c {FLOOD_BYTES} /dev/zero | tr '\\0' x >{device}; echo end >{device}"
@@ -205,6 +214,8 @@ fn nobody_at_a_line_holds_up_the_guest() {
     stopped.signal(Signal::SIGCONT);
     stopped.wait_for_said("the session ended", STEP);
     stopped.wait(STEP).expect(125);
+    stuck.kill().expect("a signal");
+    stuck.wait().expect("its end");
     guest.down().expect(0);
     world.assert_clean();
 }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::Hub;
+use crate::backlog::{self, Refused};
 use crate::stdio::Pipe;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -18,16 +19,10 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-
-/// Bytes of output that wait for whoever reads it. Not chunks: as a rule these are lines, and a guest writes thousands of
-/// them before a busy host lets the thread that passes them on have a turn.
-const WAITING_BYTES_MAX: usize = 1 << 20;
 
 /// How long the end of a guest waits for the rest of them to be read.
 const REST_MS_MAX: u64 = 500;
@@ -169,7 +164,7 @@ impl Served {
                 .name(format!("{line} in"))
                 .spawn(move || read(input, typed, line, log))?;
         }
-        let (waiting, chunks) = Waiting::new();
+        let (waiting, chunks) = backlog::new();
         let (done, written) = tokio::sync::oneshot::channel::<()>();
         let (complaints, (ending, end)) = (log.try_clone()?, watch::channel(()));
         std::thread::Builder::new()
@@ -212,66 +207,12 @@ fn complain(mut log: &File, line: Line, what: &str) {
     let _ = writeln!(log, "span: {line}: {what}");
 }
 
-/// Output on its way to the thread that writes it.
-#[derive(Debug)]
-struct Waiting {
-    chunks: mpsc::UnboundedSender<Vec<u8>>,
-    bytes: Arc<AtomicUsize>,
-}
-
-/// The same, as that thread has it.
-#[derive(Debug)]
-struct Chunks {
-    chunks: mpsc::UnboundedReceiver<Vec<u8>>,
-    bytes: Arc<AtomicUsize>,
-    /// Of the chunk that is being written.
-    taken: usize,
-}
-
-impl Waiting {
-    fn new() -> (Self, Chunks) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let bytes = Arc::new(AtomicUsize::new(0));
-        let waiting = Self {
-            chunks: sender,
-            bytes: bytes.clone(),
-        };
-        let chunks = Chunks {
-            chunks: receiver,
-            bytes,
-            taken: 0,
-        };
-        (waiting, chunks)
-    }
-
-    /// Whether there was room for it, or nobody writes any more.
-    fn put(&self, chunk: Vec<u8>) -> bool {
-        let length = chunk.len();
-        if self.bytes.load(Relaxed) + length > WAITING_BYTES_MAX {
-            return self.chunks.is_closed();
-        }
-        self.bytes.fetch_add(length, Relaxed);
-        let _ = self.chunks.send(chunk);
-        true
-    }
-}
-
-impl Chunks {
-    /// The next one, when the one before is written; none when there will be no more.
-    fn next(&mut self) -> Option<Vec<u8>> {
-        self.bytes.fetch_sub(self.taken, Relaxed);
-        let chunk = self.chunks.blocking_recv();
-        self.taken = chunk.as_ref().map_or(0, Vec::len);
-        chunk
-    }
-}
-
 /// Attached to the line as anybody is, for as long as the guest runs.
 async fn serve(
     hub: Hub,
     line: Line,
     mut keys: mpsc::Receiver<Vec<u8>>,
-    waiting: Waiting,
+    waiting: backlog::Sender<Vec<u8>>,
     (log, mut ending): (File, watch::Receiver<()>),
 ) {
     tokio::select! {
@@ -290,7 +231,7 @@ async fn serve(
     let (mut is_ready, mut typing, mut losing) = (false, true, false);
     let mut show = |message| {
         if let FromInit::Stdout { data, .. } = message {
-            let lost = !waiting.put(data);
+            let lost = waiting.send(data) == Err(Refused::Full);
             if lost && !losing {
                 complain(&log, line, "output is lost, nobody reads it");
             }
@@ -339,11 +280,11 @@ fn read(mut input: File, typed: mpsc::Sender<Vec<u8>>, line: Line, log: File) {
     }
 }
 
-fn write(output: Option<File>, mut chunks: Chunks, line: Line, log: File) {
+fn write(output: Option<File>, mut chunks: backlog::Receiver<Vec<u8>>, line: Line, log: File) {
     let Some(mut output) = output else {
         return;
     };
-    while let Some(chunk) = chunks.next() {
+    while let Some(chunk) = chunks.blocking_recv() {
         let mut rest = chunk.as_slice();
         while !rest.is_empty() {
             match retried(&mut output, PollFlags::POLLOUT, |output| output.write(rest)) {
@@ -372,36 +313,5 @@ fn retried(
             }
             result => return result,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn so_many_bytes_of_output_wait_however_short_their_chunks_are() {
-        let (waiting, mut chunks) = Waiting::new();
-        let line = b"3999\r\n".to_vec();
-        let lines = WAITING_BYTES_MAX / line.len();
-        for _ in 0..lines {
-            assert!(waiting.put(line.clone()));
-        }
-        assert!(!waiting.put(line.clone()), "there is no more room");
-        assert_eq!(chunks.next().as_ref(), Some(&line));
-        assert!(!waiting.put(line.clone()), "it is still being written");
-        assert_eq!(chunks.next().as_ref(), Some(&line));
-        assert!(waiting.put(line.clone()));
-        // The rest comes although nobody sends any more.
-        drop(waiting);
-        assert_eq!(std::iter::from_fn(|| chunks.next()).count(), lines - 1);
-    }
-
-    #[test]
-    fn nothing_is_missed_by_who_is_gone() {
-        let (waiting, chunks) = Waiting::new();
-        drop(chunks);
-        assert!(waiting.put(vec![0; WAITING_BYTES_MAX]));
-        assert!(waiting.put(vec![0; WAITING_BYTES_MAX]));
     }
 }
