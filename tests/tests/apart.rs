@@ -107,7 +107,7 @@ fn no_fault_outlives_its_mapping() {
 }
 
 /// What one thread may compute while another one waits for its turn, in thousandths of four seconds. A tick is 2 to 3, and
-/// 5 to 11 were seen; with the mutex of upstream's kernel it was 130 to 440.
+/// 5 to 28 were seen; with the mutex of upstream's kernel it was 130 to 440.
 const WAITED_MAX: u64 = 100;
 
 #[test]
